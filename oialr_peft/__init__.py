@@ -1,0 +1,41 @@
+"""OIALR in PEFT: train at full rank, factorise, and let the rank fall. `import oialr_peft` registers the method."""
+
+from typing import TYPE_CHECKING
+
+from .registry import register
+
+
+register()
+
+from .config import OIALRConfig  # noqa: E402
+from .layers.watch import OIALRWarning  # noqa: E402
+from .model import OIALRModel  # noqa: E402
+from .update import UpdateReport  # noqa: E402
+from .updater import OIALRUpdater  # noqa: E402
+
+
+if TYPE_CHECKING:
+    from .callback import OIALRCallback
+    from .report import rank_report
+
+__version__ = "0.1.0"
+__all__ = [
+    "OIALRCallback",
+    "OIALRConfig",
+    "OIALRModel",
+    "OIALRUpdater",
+    "OIALRWarning",
+    "UpdateReport",
+    "rank_report",
+]
+
+# Resolved on first use, so that importing the package does not import the Trainer or rich.
+_LAZY = {"OIALRCallback": "callback", "rank_report": "report"}
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,81 @@
+"""OIALRCallback: the Trainer's events forwarded to an OIALRUpdater."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import CallbackHandler, ExportableState
+
+from .analysis.trace import append_report
+from .update import UpdateReport
+from .updater import OIALRUpdater
+
+
+class OIALRCallback(TrainerCallback, ExportableState):
+    """Makes the basis updates of an OIALR model in the Trainer: `Trainer(..., callbacks=[OIALRCallback()])`.
+
+    Every update is logged (`oialr/mean_rank`, `oialr/trainable_parameters`, `oialr/update_seconds`, ...) to the
+    Trainer's history and to whatever `report_to` names. The step count is saved in the Trainer's checkpoints, so a
+    resumed run goes on where it stopped.
+
+    Args:
+        trace: path of a JSON-lines file that gets one line per update with the rank of every layer, for plots. `None`
+            (default) writes none.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: before step 1, as `OIALRUpdater`.
+    """
+
+    def __init__(self, trace: str | None = None) -> None:
+        self.trace = trace
+        self.progress: dict[str, int] = {"steps": 0}
+        self.updater: OIALRUpdater | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.updater = OIALRUpdater(kwargs["model"], kwargs["optimizer"])
+        self.updater.load_state_dict(self._saved_progress(state))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.updater is None:
+            raise RuntimeError("OIALRCallback was added after training began; pass it to the Trainer's `callbacks`.")
+        report = self.updater.step()
+        self.progress = self.updater.state_dict()
+        if report is not None and state.is_world_process_zero:
+            self._log(report, args, state, control)
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"trace": self.trace}, "attributes": {"progress": self.progress}}
+
+    def _saved_progress(self, state: Any) -> dict[str, int]:
+        """The step count in the Trainer's state: the checkpoint's when resuming, else this callback's own.
+
+        The Trainer restores callbacks by itself only if `restore_callback_states_from_checkpoint` is set, so it is read
+        here. A checkpoint made without this callback counts the Trainer's steps.
+        """
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        saved = saved[0] if isinstance(saved, list) else saved
+        return saved["attributes"]["progress"] if saved else {"steps": state.global_step}
+
+    def _log(self, report: UpdateReport, args: Any, state: Any, control: Any) -> None:
+        if self.trace is not None:
+            append_report(self.trace, report)
+        logs = {**report.as_logs(), "epoch": state.epoch}
+        state.log_history.append({**logs, "step": state.global_step})
+        if (handler := _calling_handler()) is not None:
+            handler.on_log(args, state, control, logs)
+
+
+def _calling_handler() -> CallbackHandler | None:
+    """The Trainer's CallbackHandler that is calling this callback.
+
+    TensorBoard, W&B and others take logs from the handler's `on_log` alone, and callbacks are given no reference to it
+    or to the Trainer. It is the caller of every callback event, so the call stack names it.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if isinstance(handler := frame.f_locals.get("self"), CallbackHandler):
+            return handler
+        frame = frame.f_back
+    return None

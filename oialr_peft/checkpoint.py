@@ -1,0 +1,99 @@
+"""What a saved adapter holds, checked before anything in the live model moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from .config import OIALRConfig
+from .layers import OIALRLayer
+
+
+PEFT_PREFIX = "base_model.model."
+_PARTS = ("oialr_u", "oialr_sigma", "oialr_vh", "oialr_weight")
+
+
+def rest_keys(model: nn.Module, keys: Mapping[str, object]) -> list[str]:
+    """The state-dict keys of everything that no adapter and no `modules_to_save` wrapper owns.
+
+    Biases of factored layers belong to the rest; their base weights do not, since the adapter replaces them.
+    """
+    owned = set()
+    for name, module in model.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            owned.add(f"{name}.")
+        elif isinstance(module, OIALRLayer):
+            owned.update(f"{name}.{part}" for part in (*_PARTS, "base_layer.weight"))
+    return [key for key in keys if not key.startswith(tuple(owned))] if owned else list(keys)
+
+
+def file_ranks(state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, OIALRLayer]) -> dict[str, int | None]:
+    """{layer name: rank in the file, None where the file holds a dense weight}, taken from tensor shapes.
+
+    Raises:
+        ValueError: a tensor is missing, empty, or of a shape that cannot belong to the layer.
+    """
+    tensors = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in state_dict.items()}
+    ranks: dict[str, int | None] = {}
+    for name, layer in layers.items():
+        rows, cols = layer.weight_shape
+        weight = tensors.get(f"{name}.oialr_weight")
+        if weight is not None:
+            _check_shape(f"{name}.oialr_weight", weight, (rows, cols))
+            ranks[name] = None
+            continue
+        parts = {part: tensors.get(f"{name}.{part}") for part in _PARTS[:3]}
+        if missing := [part for part, tensor in parts.items() if tensor is None]:
+            raise ValueError(
+                f"The adapter file lacks the tensor '{name}.{missing[0]}'. It is incomplete or belongs to another "
+                "model; the model is unchanged."
+            )
+        sigma = parts["oialr_sigma"]
+        rank = sigma.shape[0] if sigma.ndim == 2 else 0
+        if not 1 <= rank <= min(rows, cols):
+            raise ValueError(
+                f"Tensor '{name}.oialr_sigma' of the adapter file has shape {tuple(sigma.shape)}; it must be square "
+                f"with a rank of 1 to min(out, in) = {min(rows, cols)}. The model is unchanged."
+            )
+        for part, shape in zip(_PARTS, ((rows, rank), (rank, rank), (rank, cols))):
+            _check_shape(f"{name}.{part}", parts[part], shape)
+        ranks[name] = rank
+    return ranks
+
+
+def check_file(
+    model: nn.Module, config: OIALRConfig, state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, OIALRLayer]
+) -> None:
+    """Refuse a file with tensors of unknown layers, or without the rest that `train_rest` saves.
+
+    Raises:
+        ValueError: naming the first tensor; the model is unchanged.
+    """
+    known = {f"{name}.{part}" for name in layers for part in _PARTS}
+    tensors = {key.removeprefix(PEFT_PREFIX) for key in state_dict}
+    unknown = sorted(key for key in tensors if key.rpartition(".")[2] in _PARTS and key not in known)
+    if unknown:
+        raise ValueError(
+            f"The adapter file has {len(unknown)} tensors of layers that this adapter lacks, first '{unknown[0]}'. It "
+            "belongs to another model or other `target_modules`; the model is unchanged."
+        )
+    if not config.train_rest:
+        return
+    rest = {key.removeprefix(PEFT_PREFIX) for key in rest_keys(model, model.state_dict())}
+    if missing := sorted(rest - tensors):
+        raise ValueError(
+            f"The adapter was trained with `train_rest`, but its file lacks {len(missing)} tensors of the rest, first "
+            f"'{missing[0]}'. It is incomplete or belongs to another model; the model is unchanged."
+        )
+
+
+def _check_shape(key: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is None or tuple(tensor.shape) != shape:
+        found = None if tensor is None else tuple(tensor.shape)
+        raise ValueError(
+            f"Tensor '{key}' of the adapter file has shape {found}, expected {shape}. The file is damaged or belongs to "
+            "another model; the model is unchanged."
+        )

@@ -1,0 +1,221 @@
+"""Storage of one layer: a dense weight before factorisation, three factors after, per adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..svd import Factors, Rotation
+from .resize import resize_parameter
+from .watch import UpdateWatch
+
+
+class OIALRLayer(BaseTunerLayer, nn.Module):
+    """A layer whose weight an OIALR adapter replaces.
+
+    An adapter holds one trainable Parameter per layer: the dense weight (`oialr_weight`) in the full-rank phase, sigma
+    (`oialr_sigma`) afterwards. It is the same Parameter object all along, resized in place, so optimizers, schedulers
+    and wrappers that refer to it stay true through factorisation, cuts and loading. `oialr_u` and `oialr_vh` are
+    buffers: they are saved, but nothing trains or tracks them.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ("oialr_sigma", "oialr_weight")
+    other_param_names: tuple[str, ...] = ("oialr_u", "oialr_vh")
+
+    def __init__(self, base_layer: nn.Module, watch: UpdateWatch) -> None:
+        nn.Module.__init__(self)
+        self.base_layer = base_layer
+        self.oialr_sigma = nn.ParameterDict()
+        self.oialr_weight = nn.ParameterDict()
+        self.oialr_u = BufferDict(persistent=True)
+        self.oialr_vh = BufferDict(persistent=True)
+        self.weight_shape: tuple[int, int] = tuple(self.get_base_layer().weight.shape)
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._unmerged_weight: torch.Tensor | None = None
+        self._unfilled: set[str] = set()
+        self._watch = watch
+
+    # -- what is held ------------------------------------------------------------------------------------------
+
+    def is_factored(self, adapter: str) -> bool:
+        return adapter in self.oialr_sigma
+
+    def holds(self, adapter: str) -> bool:
+        return adapter in self.oialr_sigma or adapter in self.oialr_weight
+
+    def parameter(self, adapter: str) -> nn.Parameter:
+        """The one Parameter that trains: sigma, or the dense weight before factorisation."""
+        return (self.oialr_sigma if self.is_factored(adapter) else self.oialr_weight)[adapter]
+
+    def factors(self, adapter: str) -> Factors:
+        return Factors(self.oialr_u[adapter], self.oialr_sigma[adapter], self.oialr_vh[adapter])
+
+    def rank(self, adapter: str) -> int:
+        """The inner rank; min(out, in) before factorisation."""
+        return self.oialr_sigma[adapter].shape[0] if self.is_factored(adapter) else min(self.weight_shape)
+
+    def adapter_weight(self, adapter: str) -> torch.Tensor:
+        """The dense weight the adapter stands for, multiplied in float32 and cast once to the base weight's dtype."""
+        dtype = self.get_base_layer().weight.dtype
+        if not self.is_factored(adapter):
+            return self.oialr_weight[adapter].detach().to(dtype)
+        u, sigma, vh = self.factors(adapter)
+        return Factors(u, sigma.detach().to(torch.promote_types(sigma.dtype, torch.float32)), vh).compose().to(dtype)
+
+    # -- life of an adapter ------------------------------------------------------------------------------------
+
+    def add_dense(self, adapter: str, free_base: bool) -> None:
+        """Start the full-rank phase: the adapter trains the base weight itself, or a copy where the base is kept."""
+        base = self.get_base_layer()
+        self.oialr_weight[adapter] = base.weight if free_base else nn.Parameter(base.weight.detach().clone())
+        self._own_base(free_base)
+
+    def add_factored(self, adapter: str, factors: Factors, free_base: bool, filled: bool = True) -> None:
+        """Start as factors. `filled=False` marks them as placeholders that a file is about to fill."""
+        self.oialr_sigma[adapter] = nn.Parameter(factors.sigma)
+        self.oialr_u[adapter], self.oialr_vh[adapter] = factors.u, factors.vh
+        if not filled:
+            self._unfilled.add(adapter)
+        self._own_base(free_base)
+
+    def apply_rotation(self, adapter: str, rotation: Rotation) -> None:
+        """Factorise the dense weight, or rotate the bases and cut them to the rotation's rank."""
+        parameter = self.parameter(adapter)
+        if self.is_factored(adapter):
+            new = rotation.apply(self.factors(adapter))
+        else:
+            new = rotation.factorise(parameter.dtype)
+            del self.oialr_weight[adapter]
+            self.oialr_sigma[adapter] = parameter
+        self.oialr_u[adapter], self.oialr_vh[adapter] = new.u, new.vh
+        resize_parameter(parameter, new.sigma)
+
+    def match_rank(self, adapter: str, rank: int | None) -> None:
+        """Give the adapter the tensors of `rank` (`None` = dense) without filling them: a file is about to be loaded."""
+        if not self.holds(adapter) or (rank == self.rank(adapter) if self.is_factored(adapter) else rank is None):
+            return
+        parameter = self.parameter(adapter)
+        source = self.oialr_sigma if self.is_factored(adapter) else self.oialr_weight
+        del source[adapter]
+        rows, cols = self.weight_shape
+        if rank is None:
+            self.oialr_weight[adapter] = parameter
+            del self.oialr_u[adapter], self.oialr_vh[adapter]
+            resize_parameter(parameter, parameter.new_zeros(rows, cols))
+        else:
+            self.oialr_sigma[adapter] = parameter
+            self.oialr_u[adapter] = parameter.detach().new_zeros(rows, rank)
+            self.oialr_vh[adapter] = parameter.detach().new_zeros(rank, cols)
+            resize_parameter(parameter, parameter.new_zeros(rank, rank))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        if self.holds(adapter_name) and self.base_is_freed:
+            raise RuntimeError(self._freed_message(f"deleting the adapter {adapter_name!r}"))
+        self._unfilled.discard(adapter_name)
+        super().delete_adapter(adapter_name)
+
+    # -- the base weight ---------------------------------------------------------------------------------------
+
+    @property
+    def base_is_freed(self) -> bool:
+        return self.get_base_layer().weight.numel() == 0
+
+    def _own_base(self, free: bool) -> None:
+        base = self.get_base_layer()
+        if free:
+            base.weight = nn.Parameter(base.weight.detach().new_empty(0), requires_grad=False)
+
+    def _freed_message(self, wish: str) -> str:
+        return (
+            f"The dense base weight of this {type(self.get_base_layer()).__name__} was freed, so {wish} is impossible. "
+            "Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
+        )
+
+    def enable_adapters(self, enabled: bool) -> None:
+        if not enabled and self.base_is_freed:
+            raise RuntimeError(self._freed_message("disabling the adapter"))
+        super().enable_adapters(enabled)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put the adapter's weight in the place of the base weight, which is kept aside for `unmerge`.
+
+        Raises:
+            ValueError: `safe_merge` and the merged weight is not finite; the base weight is then unchanged.
+        """
+        names = [name for name in (adapter_names or self.active_adapters) if self.holds(name)]
+        if not names or self.merged:
+            return
+        adapter = self._only(names)
+        weight = self.adapter_weight(adapter)
+        if safe_merge and not bool(torch.isfinite(weight).all()):
+            raise ValueError(f"The merged weight of adapter {adapter!r} is not finite; the adapter seems broken.")
+        base = self.get_base_layer()
+        self._unmerged_weight = base.weight.data
+        base.weight.data = weight
+        self.merged_adapters.append(adapter)
+
+    def unmerge(self) -> None:
+        """Put the base weight back, bit for bit."""
+        if self._unmerged_weight is not None:
+            self.get_base_layer().weight.data = self._unmerged_weight
+        self._unmerged_weight = None
+        self.merged_adapters.clear()
+
+    # -- forward -----------------------------------------------------------------------------------------------
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(..., n_in) to (..., n_out), in the dtype of x; under autocast in autocast's dtype."""
+        names = [name for name in self.active_adapters if self.holds(name)]
+        if self.disable_adapters or self.merged or not names:
+            if self.base_is_freed:
+                raise RuntimeError(self._freed_message("running the layer without an adapter"))
+            return self.base_layer(x, *args, **kwargs)
+        adapter = self._only(names)
+        parameter = self.parameter(adapter)
+        if adapter in self._unfilled:
+            self._check_filled(adapter)
+        if self.training and torch.is_grad_enabled():
+            self._watch.observe(parameter)
+        if torch.is_autocast_enabled(x.device.type):
+            return self._adapted(x, adapter)
+        return self._adapted(self._cast_input_dtype(x, parameter.dtype), adapter).to(x.dtype)
+
+    def _adapted(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _only(self, names: list[str]) -> str:
+        if len(names) > 1:
+            raise ValueError(
+                f"An OIALR adapter replaces the weight of a layer, so one can be active at a time; got {names}. "
+                "Choose one with `set_adapter`."
+            )
+        return names[0]
+
+    def _check_filled(self, adapter: str) -> None:
+        if any(bool(torch.isnan(part).any()) for part in self.factors(adapter)):
+            raise RuntimeError(
+                f"The adapter {adapter!r} holds no weights yet: its config lists the ranks of a saved adapter, but no "
+                "file was loaded. Load one with `PeftModel.from_pretrained`, or train a new adapter with a fresh "
+                "OIALRConfig (`ranks=None`)."
+            )
+        self._unfilled.discard(adapter)
+
+    # -- loading -----------------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """Take ranks from the shapes that come in, before the dicts below are filled from the same state dict."""
+        for adapter in sorted({*self.oialr_sigma.keys(), *self.oialr_weight.keys()}):
+            sigma = state_dict.get(f"{prefix}oialr_sigma.{adapter}")
+            if sigma is not None:
+                self.match_rank(adapter, sigma.shape[0])
+            elif f"{prefix}oialr_weight.{adapter}" in state_dict:
+                self.match_rank(adapter, None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return "oialr." + super().__repr__()

@@ -1,0 +1,215 @@
+"""OIALRModel, the tuner: injection, saving and loading."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from tqdm.auto import tqdm
+
+from .checkpoint import check_file, file_ranks, rest_keys
+from .config import OIALRConfig
+from .layers import OIALRLayer, TargetSelection, select_targets, wrap
+from .layers.targets import initial_rank
+from .layers.watch import UpdateWatch
+from .svd import Factors, rotate, rotate_lowrank, working_dtype
+
+
+logger = logging.getLogger(__name__)
+
+INIT_SEED = 2401  # of the randomised initialisation; fixed so that it repeats anywhere
+
+
+class OIALRModel(BaseTuner):
+    """The tuner behind `get_peft_model(model, OIALRConfig(...))`.
+
+    Attributes:
+        selection: which layers were chosen and why others were left alone; `print(model.base_model.selection)`.
+    """
+
+    prefix: str = "oialr_"
+    tuner_layer_cls = OIALRLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    selection: TargetSelection
+
+    def ranks(self) -> dict[str, int]:
+        """{module name: current rank} of the active adapter; min(out, in) before factorisation."""
+        return {name: layer.rank(adapter) for name, layer, adapter in active_layers(self.model)}
+
+    # -- injection ---------------------------------------------------------------------------------------------
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config = self.peft_config[adapter_name]
+        self._watch = UpdateWatch(config.delay + config.update_interval)
+        # A bar that shows up once an initialisation takes longer than two seconds.
+        with tqdm(desc="OIALR: preparing layers", unit="layer", delay=2, leave=False) as self._progress:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        del self._progress
+        logger.info("%s", self.selection)
+
+    def _check_new_adapter_config(self, config: OIALRConfig) -> None:
+        super()._check_new_adapter_config(config)
+        if len(self.peft_config) < 2:
+            return
+        others = [other for other in self.peft_config.values() if isinstance(other, OIALRConfig)]
+        for field, rule in (("train_rest", "the rest of the model can belong to one adapter only"),
+                            ("frees_base", "a freed base weight leaves nothing for a second adapter")):
+            if any(getattr(other, field) for other in others):
+                self.peft_config = {k: v for k, v in self.peft_config.items() if v is not config}
+                raise ValueError(
+                    f"Several OIALR adapters need `train_rest=False` and kept base weights in all of them: {rule}. "
+                    "Create each with OIALRConfig(keep_base_weights=True, train_rest=False)."
+                )
+
+    def _prepare_adapter_config(self, peft_config: OIALRConfig, model_config: dict) -> OIALRConfig:
+        return peft_config  # target_modules=None is resolved in _prepare_model, which sees the model
+
+    def _prepare_model(self, peft_config: OIALRConfig, model: nn.Module) -> None:
+        _maybe_include_all_linear_layers(peft_config, model)
+
+        def matches(name: str) -> bool | None:
+            probe = peft_config if peft_config.target_modules is not None else _with_target(peft_config, name)
+            found = BaseTuner._check_target_module_exists(probe, name)
+            return None if type(found).__name__ == "_ExcludedModule" else bool(found)
+
+        self.selection = select_targets(model, peft_config, matches)
+        self._progress.total = len(self.selection.chosen)
+        if peft_config.target_modules is None:
+            peft_config.target_modules = set(self.selection.chosen)
+
+    def _check_target_module_exists(self, peft_config: OIALRConfig, key: str):  # type: ignore[override]
+        found = BaseTuner._check_target_module_exists(peft_config, key)
+        return found if not found or key in self.selection.chosen else False
+
+    def _create_and_replace(
+        self,
+        peft_config: OIALRConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, OIALRLayer) else wrap(target, self._watch)
+        self._fill(layer, peft_config, adapter_name, current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+        self._progress.update()
+
+    def _fill(self, layer: OIALRLayer, config: OIALRConfig, adapter: str, name: str) -> None:
+        weight = layer.get_base_layer().weight
+        dtype = working_dtype(weight.dtype)
+        saved = None if config.ranks is None else config.ranks.get(name)
+        if saved is not None:
+            nan = torch.full((), float("nan"), dtype=dtype, device=weight.device)
+            rows, cols = layer.weight_shape
+            shapes = ((rows, saved), (saved, saved), (saved, cols))
+            factors = Factors(*(nan.expand(shape).clone() for shape in shapes))
+            layer.add_factored(adapter, factors, config.frees_base, filled=False)
+        elif config.delay or config.ranks is not None:
+            layer.add_dense(adapter, config.frees_base)
+        else:
+            layer.add_factored(adapter, _decompose(weight, name, config, dtype), config.frees_base)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        rest: list[nn.Parameter] = []
+        if any(getattr(self.peft_config[name], "train_rest", False) for name in self.active_adapters):
+            frozen = {id(m.get_base_layer().weight) for m in model.modules() if isinstance(m, OIALRLayer)}
+            inference = any(self.peft_config[name].inference_mode for name in self.active_adapters)
+            rest = [p for p in model.parameters() if p.requires_grad and not inference and id(p) not in frozen]
+        super()._mark_only_adapters_as_trainable(model)
+        for parameter in rest:
+            parameter.requires_grad_(True)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # Factors are made in float32 or better, so there is nothing to raise; without autocast they are lowered once.
+        if autocast_adapter_dtype:
+            return super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in self.model.modules():
+            if isinstance(layer, OIALRLayer):
+                layer._move_adapter_to_device_of_base_layer(adapter_name)
+
+    # -- saving and loading ------------------------------------------------------------------------------------
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: OIALRConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """The adapter's tensors, with `train_rest` also all the rest; notes the present ranks in the config."""
+        selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        if config.train_rest:
+            selected.update({key: state_dict[key] for key in rest_keys(model, state_dict)})
+        config.ranks = {
+            name: layer.rank(adapter_name) if layer.is_factored(adapter_name) else None
+            for name, layer in oialr_layers(model)
+            if layer.holds(adapter_name)
+        }
+        return selected
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: OIALRConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Check the file as a whole, then give every layer the rank found in it; the caller fills the tensors."""
+        layers = {name: layer for name, layer in oialr_layers(model) if layer.holds(adapter_name)}
+        ranks = file_ranks(state_dict, layers)
+        check_file(model, config, state_dict, layers)
+        for name, layer in layers.items():
+            layer.match_rank(adapter_name, ranks[name])
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+
+def oialr_layers(model: nn.Module) -> list[tuple[str, OIALRLayer]]:
+    """The OIALR layers of a model in its order, named as in the base model."""
+    return [
+        (name.removeprefix("base_model.model."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, OIALRLayer)
+    ]
+
+
+def active_layers(model: nn.Module) -> list[tuple[str, OIALRLayer, str]]:
+    """(name, layer, adapter) of the layers whose active adapter is an OIALR one."""
+    return [
+        (name, layer, adapter)
+        for name, layer in oialr_layers(model)
+        for adapter in layer.active_adapters
+        if layer.holds(adapter)
+    ]
+
+
+def _with_target(config: OIALRConfig, name: str) -> OIALRConfig:
+    """The config as if it targeted `name`, to ask PEFT whether the name is excluded."""
+    import copy
+
+    probe = copy.copy(config)
+    probe.target_modules = {name}
+    return probe
+
+
+def _decompose(weight: torch.Tensor, name: str, config: OIALRConfig, dtype: torch.dtype) -> Factors:
+    rank = initial_rank(name, tuple(weight.shape), config)
+    if config.init == "lowrank":
+        rotation = rotate_lowrank(weight, rank, seed=INIT_SEED)
+    else:
+        rotation = rotate(weight)
+    if rotation is None:
+        raise RuntimeError(f"The SVD of '{name}' {tuple(weight.shape)} did not converge with any driver.")
+    factors = rotation.cut(rank).factorise(dtype)
+    if not config.init_weights:
+        noise = torch.randn_like(factors.sigma) * rotation.singular_values[0] / rank**0.5
+        factors = factors._replace(sigma=factors.sigma + noise)
+    return factors

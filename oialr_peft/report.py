@@ -1,0 +1,103 @@
+"""rank_report: what a model holds and costs, layer by layer, against its dense self."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from .layers import OIALRLayer
+from .model import active_layers
+from .svd.contraction import forward_multiplications
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer. Parameters and bytes count what is held (u, sigma and vh, or the dense weight; biases apart), FLOPs
+    are those of the forward pass per input row (two per multiplication)."""
+
+    name: str
+    shape: tuple[int, int]
+    rank: int
+    trainable: int
+    parameters: int
+    bytes: int
+    flops: int
+    dense_parameters: int
+    dense_bytes: int
+    dense_flops: int
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """`layers`: a LayerReport for each targeted layer; `trainable` and `total`: parameters of the whole model, where
+    total counts everything held: weights, frozen factors and, where kept, dense base weights."""
+
+    layers: list[LayerReport]
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        table = Table(title="OIALR ranks", caption=self._caption(), caption_justify="left")
+        table.add_column("layer")
+        for heading in ("shape", "rank", "trainable", "held", "of dense", "FLOPs of dense"):
+            table.add_column(heading, justify="right")
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                str(layer.rank),
+                f"{layer.trainable:,}",
+                f"{layer.parameters:,}",
+                f"{layer.parameters / layer.dense_parameters:.0%}",
+                f"{layer.flops / layer.dense_flops:.0%}",
+            )
+        console = Console(file=io.StringIO(), width=140)
+        console.print(table)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    def _caption(self) -> str:
+        held, dense = sum(x.parameters for x in self.layers), sum(x.dense_parameters for x in self.layers)
+        return (
+            f"{len(self.layers)} layers hold {held:,} parameters, {held / dense:.0%} of dense; the model trains "
+            f"{self.trainable:,} of {self.total:,}"
+        )
+
+
+def rank_report(model: nn.Module) -> RankReport:
+    """Shape, rank, parameters, bytes and FLOPs of every OIALR layer against dense; `print` shows a table.
+
+    Raises:
+        TypeError: the model has no active OIALR adapter.
+    """
+    layers = active_layers(model)
+    if not layers:
+        raise TypeError(f"{type(model).__name__} has no active OIALR adapter to report on.")
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    return RankReport(
+        layers=[_layer_report(name, layer, adapter) for name, layer, adapter in layers],
+        trainable=sum(t.numel() for t in tensors if t.requires_grad),
+        total=sum(t.numel() for t in tensors),
+    )
+
+
+def _layer_report(name: str, layer: OIALRLayer, adapter: str) -> LayerReport:
+    rows, cols = layer.weight_shape
+    held = list(layer.factors(adapter)) if layer.is_factored(adapter) else [layer.parameter(adapter)]
+    rank = layer.rank(adapter)
+    multiplications = forward_multiplications(cols, rank, rows) if layer.is_factored(adapter) else rows * cols
+    return LayerReport(
+        name=name,
+        shape=(rows, cols),
+        rank=rank,
+        trainable=layer.parameter(adapter).numel(),
+        parameters=sum(t.numel() for t in held),
+        bytes=sum(t.numel() * t.element_size() for t in held),
+        flops=2 * multiplications,
+        dense_parameters=rows * cols,
+        dense_bytes=rows * cols * layer.get_base_layer().weight.element_size(),
+        dense_flops=2 * rows * cols,
+    )

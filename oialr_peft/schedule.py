@@ -1,0 +1,36 @@
+"""When an update is due and how many layers take part. Plain arithmetic on optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The schedule of the paper's algorithm 2, as a function of the number of optimizer steps taken.
+
+    `delay` (d): full-rank steps before the layers are factorised; 0 means they were factorised at injection.
+    `update_interval` (ν): steps between updates. `layer_step` (α): share of the layers that joins at each update,
+    the last layers first.
+    """
+
+    delay: int
+    update_interval: int
+    layer_step: float
+
+    def update_number(self, step: int) -> int | None:
+        """1 for the first update, 2 for the second, ...; None where no update is due after optimizer step `step`.
+
+        With a delay the first update falls on step `delay`, together with factorisation; without one on step
+        `update_interval`.
+        """
+        since = step - self.delay if self.delay else step - self.update_interval
+        if since < 0 or since % self.update_interval:
+            return None
+        return since // self.update_interval + 1
+
+    def layers_due(self, update_number: int, total: int) -> int:
+        """How many of `total` layers, counted from the last, take part in the update of this number; at least 1."""
+        # The small constant keeps shares such as 0.29 * 100 = 28.999999999999996 from losing one to rounding.
+        return min(total, max(1, math.floor(update_number * self.layer_step * total + 1e-9)))

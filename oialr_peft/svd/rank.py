@@ -1,0 +1,35 @@
+"""How many singular values a layer keeps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class RankRule:
+    """The cut of one update (paper, algorithm 2; caps as in the authors' code).
+
+    `sigma_cutoff` (β): drop singular values below this share of the largest. `max_cut`: at most this share of the
+    present rank goes at once. `min_rank`: floor as a share of the full rank min(rows, cols), never under 1.
+    """
+
+    sigma_cutoff: float
+    max_cut: float
+    min_rank: float
+
+
+def select_rank(singular_values: torch.Tensor, full_rank: int, rule: RankRule) -> int:
+    """The rank to keep, between 1 and len(singular_values); never more than the present rank.
+
+    `singular_values` is the descending spectrum of a layer whose full rank is `full_rank` = min(rows, cols). A value
+    equal to the threshold is kept, so ties are decided the same everywhere.
+    """
+    present = singular_values.shape[0]
+    wanted = int((singular_values >= rule.sigma_cutoff * singular_values[0]).sum())
+    # The small constant keeps shares such as 0.29 * 100 = 28.999999999999996 from losing one to rounding.
+    capped = present - math.floor(rule.max_cut * present + 1e-9)
+    floor = max(1, math.floor(rule.min_rank * full_rank + 1e-9))
+    return min(present, max(wanted, capped, floor))

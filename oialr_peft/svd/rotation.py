@@ -1,0 +1,103 @@
+"""The rotation of a basis by an SVD. It never changes the weight; only a cut does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .factors import Factors, reorthonormalise, working_dtype
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """matrix (rows, cols) = `left` @ diag(`singular_values`) @ `right`ᵀ, singular values in descending order.
+
+    `left` (rows, rank) and `right` (cols, rank) have orthonormal columns. The matrix is either a dense weight (then
+    `left` and `right` become the bases) or the sigma of a factored layer (then they rotate its bases). Whatever lives
+    in the coordinates of the matrix, optimizer moments above all, moves with the same two matrices.
+    """
+
+    left: torch.Tensor
+    singular_values: torch.Tensor
+    right: torch.Tensor
+
+    def cut(self, rank: int) -> Rotation:
+        """Keep the `rank` largest singular values."""
+        return Rotation(self.left[:, :rank], self.singular_values[:rank], self.right[:, :rank])
+
+    @property
+    def rank(self) -> int:
+        return self.singular_values.shape[0]
+
+    def factorise(self, dtype: torch.dtype) -> Factors:
+        """The factors of a dense weight, contiguous and in `dtype`."""
+        return _stored(self.left, self.singular_values, self.right.T, dtype)
+
+    def apply(self, factors: Factors) -> Factors:
+        """Rotate `factors`, whose sigma this is the decomposition of: u ← u left, vh ← rightᵀ vh, sigma ← diag."""
+        work = self.left.dtype
+        u = reorthonormalise(factors.u.to(work) @ self.left)
+        vh = reorthonormalise(factors.vh.to(work).T @ self.right).T
+        return _stored(u, self.singular_values, vh, factors.sigma.dtype)
+
+
+def rotate(matrix: torch.Tensor) -> Rotation | None:
+    """SVD of a matrix in float32 (float64 for float64), or None where it cannot be had.
+
+    None means: leave this layer as it is until the next update. That is the case for non-finite entries and where the
+    default LAPACK driver, cuSOLVER's gesvd (on CUDA) and float64 on the CPU all fail to converge.
+    """
+    work = matrix.detach().to(working_dtype(matrix.dtype))
+    if not bool(torch.isfinite(work).all()):
+        return None
+    for svd in (_svd_default, _svd_gesvd, _svd_float64_cpu):
+        try:
+            u, s, vh = svd(work)
+        except torch.linalg.LinAlgError:
+            continue
+        if bool(torch.isfinite(s).all()):
+            return Rotation(u.to(work), s.to(work), vh.to(work).T)
+    return None
+
+
+def rotate_lowrank(matrix: torch.Tensor, rank: int, *, seed: int, iterations: int = 4) -> Rotation | None:
+    """The `rank` leading singular triplets by a randomised range finder (Halko et al. 2011, algorithm 4.4).
+
+    Draws from a generator of its own, so the global random state is not touched and the result repeats. Worth it when
+    `rank` is far below min(rows, cols); else the exact `rotate` is used.
+    """
+    width = rank + 8
+    if 4 * width > min(matrix.shape):
+        full = rotate(matrix)
+        return None if full is None else full.cut(rank)
+    work = matrix.detach().to(working_dtype(matrix.dtype))
+    if not bool(torch.isfinite(work).all()):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    sketch = torch.randn(work.shape[1], width, generator=generator, dtype=work.dtype).to(work.device)
+    basis = torch.linalg.qr(work @ sketch).Q
+    for _ in range(iterations):
+        basis = torch.linalg.qr(work @ torch.linalg.qr(work.T @ basis).Q).Q
+    small = rotate(basis.T @ work)
+    return None if small is None else Rotation(basis @ small.left, small.singular_values, small.right).cut(rank)
+
+
+def _stored(u: torch.Tensor, singular_values: torch.Tensor, vh: torch.Tensor, dtype: torch.dtype) -> Factors:
+    # Contiguous copies: a slice kept alive would pin the uncut matrix in memory and in the saved file.
+    parts = (u, torch.diag(singular_values), vh)
+    return Factors(*(part.to(dtype).clone(memory_format=torch.contiguous_format) for part in parts))
+
+
+def _svd_default(matrix: torch.Tensor):
+    return torch.linalg.svd(matrix, full_matrices=False)
+
+
+def _svd_gesvd(matrix: torch.Tensor):
+    if not matrix.is_cuda:
+        raise torch.linalg.LinAlgError("gesvd can be chosen on CUDA only")
+    return torch.linalg.svd(matrix, full_matrices=False, driver="gesvd")
+
+
+def _svd_float64_cpu(matrix: torch.Tensor):
+    return torch.linalg.svd(matrix.to("cpu", torch.float64), full_matrices=False)

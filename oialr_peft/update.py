@@ -1,0 +1,123 @@
+"""One update of the bases, top to bottom (paper, algorithm 2)."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from .config import OIALRConfig
+from .layers import OIALRLayer
+from .layers.targets import initial_rank
+from .layers.watch import OIALRWarning
+from .moments import MomentCarrier
+from .svd import Rotation, rotate, select_rank
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one update did, in plain numbers, for logs, traces and cards.
+
+    `ranks` is the rank of every layer after the update; `changed` maps the layers whose rank fell to [before, after];
+    `dropped` is, per cut layer, the share of the squared Frobenius norm of its weight that went with the cut.
+    """
+
+    step: int
+    update_number: int
+    factorised: bool
+    seconds: float
+    ranks: dict[str, int]
+    changed: dict[str, list[int]] = field(default_factory=dict)
+    dropped: dict[str, float] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    trainable_parameters: int = 0
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+    def as_logs(self) -> dict[str, float]:
+        """The scalars that go to the Trainer's logs."""
+        ranks = list(self.ranks.values())
+        return {
+            "oialr/mean_rank": sum(ranks) / len(ranks),
+            "oialr/min_rank": min(ranks),
+            "oialr/max_rank": max(ranks),
+            "oialr/layers_cut": len(self.changed),
+            "oialr/trainable_parameters": self.trainable_parameters,
+            "oialr/update_seconds": self.seconds,
+        }
+
+
+def update_bases(
+    layers: Sequence[tuple[str, OIALRLayer, str]],
+    config: OIALRConfig,
+    carrier: MomentCarrier,
+    *,
+    step: int,
+    update_number: int,
+) -> UpdateReport:
+    """Rotate the bases of the layers that are due, cut them, and carry the optimizer's moments along.
+
+    Layers that are still dense are factorised first; `layers` are (name, layer, adapter) in model order. Layer by
+    layer, so that the peak never holds two copies of the weights. A layer whose SVD cannot be had is left as it is,
+    with one warning.
+    """
+    start = time.perf_counter()
+    due = {name for name, *_ in layers[-config.schedule.layers_due(update_number, len(layers)) :]}
+    factorised, changed, dropped, skipped = False, {}, {}, []
+    for name, layer, adapter in layers:
+        dense = not layer.is_factored(adapter)
+        if not dense and name not in due:
+            continue
+        parameter = layer.parameter(adapter)
+        rotation = rotate(parameter)
+        if rotation is None:
+            skipped.append(name)
+            continue
+        before = layer.rank(adapter)
+        kept = rotation.cut(_rank_to_keep(rotation, name, layer, config, dense=dense, due=name in due))
+        layer.apply_rotation(adapter, kept)
+        carrier.carry(parameter, kept)
+        factorised |= dense
+        if kept.rank < before:
+            changed[name] = [before, kept.rank]
+            dropped[name] = _share(rotation, kept.rank)
+    _warn_skipped(skipped, step)
+    return UpdateReport(
+        step=step,
+        update_number=update_number,
+        factorised=factorised,
+        seconds=time.perf_counter() - start,
+        ranks={name: layer.rank(adapter) for name, layer, adapter in layers},
+        changed=changed,
+        dropped=dropped,
+        skipped=skipped,
+        trainable_parameters=sum(layer.parameter(adapter).numel() for _, layer, adapter in layers),
+    )
+
+
+def _rank_to_keep(
+    rotation: Rotation, name: str, layer: OIALRLayer, config: OIALRConfig, *, dense: bool, due: bool
+) -> int:
+    """The configured inner rank at factorisation; then, where a cut is due, what the rank rule says."""
+    start = initial_rank(name, layer.weight_shape, config) if dense else rotation.rank
+    if not due:
+        return start
+    return select_rank(rotation.singular_values[:start], min(layer.weight_shape), config.rank_rule)
+
+
+def _share(rotation: Rotation, rank: int) -> float:
+    energy = rotation.singular_values.double().square()
+    return float(energy[rank:].sum() / energy.sum().clamp_min(1e-300))
+
+
+def _warn_skipped(skipped: list[str], step: int) -> None:
+    if skipped:
+        warnings.warn(
+            f"OIALR update at step {step}: no SVD for {', '.join(skipped[:5])}{', ...' if len(skipped) > 5 else ''} "
+            "(non-finite values, or no driver converged). These layers stay as they are until the next update; look at "
+            "the loss and the gradients if this repeats.",
+            OIALRWarning,
+            stacklevel=4,
+        )
