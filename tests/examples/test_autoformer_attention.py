@@ -8,6 +8,7 @@ from attention import MendedAutoformerAttention, auto_correlation, mend_attentio
 from model import build_config, build_model
 from torch import Tensor, nn
 
+
 # float64 against float64: differences can only come from the order of summation
 TOLERANCE = {"atol": 1e-10, "rtol": 1e-10}
 LENGTHS = [(24, 24), (36, 24), (24, 36)]  # L == S, L > S, L < S
@@ -27,9 +28,7 @@ def reference(query: Tensor, key: Tensor, value: Tensor, heads: int, factor: int
     chosen = correlation.mean(0, keepdim=True).expand_as(correlation) if training else correlation
     delays = chosen.topk(count, dim=1).indices
     weights = correlation.gather(1, delays).softmax(dim=1)
-    samples = [
-        sum(weights[b, i] * value[b].roll(-int(delays[b, i]), 0) for i in range(count)) for b in range(batch)
-    ]
+    samples = [sum(weights[b, i] * value[b].roll(-int(delays[b, i]), 0) for i in range(count)) for b in range(batch)]
     return torch.stack(samples).reshape(batch, length, d_model)
 
 

@@ -1,0 +1,122 @@
+"""One training run: `train_one("dense" | "oialr", settings, splits)`."""
+
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from model import KEPT_DENSE, build_config, build_model, forecast_errors, keep_forecast, mse_loss
+from protocol import BenchmarkTrainer, EpochClock, training_arguments
+from settings import Settings
+from torch import nn
+from transformers import TrainerCallback, set_seed
+from windows import Splits
+
+
+METHODS = ("dense", "oialr")
+
+
+def train_one(method: str, settings: Settings, splits: Splits) -> dict[str, Any]:
+    """Trains the model, writes it to `settings.output`/`method` and returns the record of the run.
+
+    Both methods start from the same weights and see the same batches. The record holds validation MSE per epoch, test
+    MSE and MAE of the last epoch's model over all windows (normalised units), parameter counts, bytes on disk,
+    seconds per step, settings, versions and hardware.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: must be one of {METHODS}, got {method!r}.")
+    set_seed(settings.seed)
+    folder, clock = Path(settings.output) / method, EpochClock()
+    model: nn.Module = build_model(model_config(settings), settings.mend_attention)
+    dense_parameters = parameter_counts(model)[0]
+    callbacks: list[TrainerCallback] = [clock]
+    if method == "oialr":
+        model, callback = factorise(model, settings, folder / "trace.jsonl")
+        callbacks.insert(0, callback)
+    trainer = BenchmarkTrainer(
+        model=model,
+        args=training_arguments(settings, folder),
+        train_dataset=splits.train,
+        eval_dataset=splits.validation,
+        compute_loss_func=mse_loss,
+        compute_metrics=forecast_errors,
+        preprocess_logits_for_metrics=keep_forecast,
+        callbacks=callbacks,
+    )
+    trainer.train()
+    test = trainer.evaluate(splits.test, metric_key_prefix="test")
+    model.save_pretrained(folder)
+    return {
+        "method": method,
+        "validation_mse": [entry["eval_mse"] for entry in trainer.state.log_history if "eval_mse" in entry],
+        "test_mse": test["test_mse"],
+        "test_mae": test["test_mae"],
+        "seconds_per_step": clock.seconds / trainer.state.global_step,
+        "steps": trainer.state.global_step,
+        "ranks": model.base_model.ranks() if method == "oialr" else None,
+        "protocol": splits.protocol,
+        "settings": asdict(settings),
+        **sizes(model, folder, dense_parameters),
+        **surroundings(trainer.args.device),
+    }
+
+
+def model_config(settings: Settings) -> transformers.AutoformerConfig:
+    """Returns the model's configuration; the names of its sizes are the same in `Settings`."""
+    names = ("horizon", "context", "label_length", "d_model", "heads", "ffn", "encoder_layers", "decoder_layers")
+    return build_config(**{name: getattr(settings, name) for name in (*names, "moving_average", "dropout")})
+
+
+def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Module, TrainerCallback]:
+    """Returns the model under OIALR, in the paper's mode (everything else trains too), and its callback."""
+    from peft import get_peft_model
+
+    from oialr_peft import OIALRCallback, OIALRConfig  # here, so that a dense run needs neither
+
+    config = OIALRConfig(
+        delay=settings.delay,
+        update_interval=settings.update_interval,
+        sigma_cutoff=settings.sigma_cutoff,
+        layer_step=settings.layer_step,
+        train_rest=True,
+        exclude_modules=KEPT_DENSE,
+    )
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    trace.unlink(missing_ok=True)  # traces are appended to: an earlier run into the same folder would stay in front
+    return get_peft_model(model, config), OIALRCallback(trace=str(trace))
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Returns (trainable, held): elements that training may change, and of all parameters and buffers."""
+    held = [*model.parameters(), *model.buffers()]
+    return sum(p.numel() for p in model.parameters() if p.requires_grad), sum(t.numel() for t in held)
+
+
+def sizes(model: nn.Module, folder: Path, dense_parameters: int) -> dict[str, float]:
+    """Returns the record's sizes; the share trained is in percent of the dense model's trainable parameters."""
+    trainable, held = parameter_counts(model)
+    return {
+        "trainable_parameters": trainable,
+        "trainable_percent": 100 * trainable / dense_parameters,
+        "parameters_held": held,
+        "bytes_on_disk": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+    }
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """Returns command, versions and hardware, on which the figures depend."""
+    modules = {"torch": torch, "transformers": transformers, "datasets": datasets}
+    hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {
+        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version()} | {name: m.__version__ for name, m in modules.items()},
+        "hardware": {**hardware, "device": str(device)},
+    }
