@@ -10,10 +10,11 @@ the correlation averaged over heads and channels, c[b, tau] = mean over channels
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from transformers.models.autoformer.modeling_autoformer import AutoformerAttention
 
 
@@ -67,13 +68,13 @@ class WeightedShifts(torch.autograd.Function):
     """Differentiable `_weighted_shifts` (in `x` and `weights`)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weights: Tensor, delays: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Tensor, delays: Tensor) -> Tensor:
         ctx.save_for_backward(x, weights, delays)
         return _weighted_shifts(x, weights, delays)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weights, delays = ctx.saved_tensors
         grad = grad.contiguous()
         return _weighted_shifts(grad, weights, -delays), _correlations_at(x, grad, delays), None
@@ -83,13 +84,13 @@ class CorrelationsAt(torch.autograd.Function):
     """Differentiable `_correlations_at` (in `x` and `y`)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, y: Tensor, delays: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, delays: Tensor) -> Tensor:
         ctx.save_for_backward(x, y, delays)
         return _correlations_at(x, y, delays)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, y, delays = ctx.saved_tensors
         return _weighted_shifts(y, grad, -delays), _weighted_shifts(x, grad, delays), None
 
@@ -131,6 +132,8 @@ def auto_correlation(query: Tensor, key: Tensor, value: Tensor, factor: int, tra
 
 class MendedAutoformerAttention(AutoformerAttention):
     """`AutoformerAttention` with thuml's algorithm. Same parameters, same names; made by `mend_attention`."""
+
+    autocorrelation_factor: int
 
     def forward(
         self,

@@ -36,7 +36,7 @@ def load_series(data: str | None) -> Dataset:
         raise ValueError(
             f"data: the columns {COLUMNS} are needed, {missing} missing among {series.column_names}; rename yours."
         )
-    frame = series.select_columns(COLUMNS).with_format("pandas")[:]
+    frame = pd.DataFrame(series.select_columns(COLUMNS).with_format("pandas")[:])
     frame["date"] = _checked_dates(frame["date"])
     for name in CHANNELS:
         frame[name] = _checked_values(name, frame[name])
@@ -61,14 +61,14 @@ def _checked_dates(column: pd.Series) -> pd.Series:
 
 
 def _checked_values(name: str, column: pd.Series) -> pd.Series:
-    values = pd.to_numeric(column, errors="coerce")
-    wrong = np.flatnonzero(~np.isfinite(values.to_numpy(dtype=np.float64, na_value=np.nan)))
+    values = pd.Series(pd.to_numeric(column, errors="coerce")).astype(np.float64)
+    wrong = np.flatnonzero(~np.isfinite(values.to_numpy()))
     if wrong.size:
         row = int(wrong[0])
         raise ValueError(
             f"{name}: all values must be finite numbers, row {row} is {column[row]!r}; fill the gap or cut the rows."
         )
-    return values.astype(np.float64)
+    return values
 
 
 def synthetic_series(rows: int = 3000, seed: int = 0) -> Dataset:

@@ -74,7 +74,8 @@ def build_model(config: AutoformerConfig, mend: bool = True) -> AutoformerForPre
     instead of noise. The head of the standard deviation takes no part in the loss and is frozen.
     """
     model = AutoformerForPrediction(config)
-    mean_head, deviation_head = model.parameter_projection.proj
+    heads: Any = model.parameter_projection.proj
+    mean_head, deviation_head = heads
     with torch.no_grad():
         mean_head.weight.copy_(torch.eye(*mean_head.weight.shape))
         mean_head.bias.zero_()
@@ -100,10 +101,11 @@ def mse_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | No
     return squares.mean() if num_items_in_batch is None else squares.sum() / num_items_in_batch
 
 
-def keep_forecast(logits: tuple[Any, ...], labels: Tensor) -> Tensor:
+def keep_forecast(logits: Any, labels: Tensor) -> Tensor:
     """For `preprocess_logits_for_metrics`: keeps the forecast of all outputs (encoder states, scale, ...).
 
-    `scaling=False` makes loc 0 and scale 1, so the first distribution parameter is the forecast.
+    `logits` are the model's outputs without the loss, as a tuple. `scaling=False` makes loc 0 and scale 1, so the
+    first distribution parameter is the forecast.
     """
     params = next(item for item in logits if isinstance(item, (tuple, list)))
     return params[0]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from settings import Settings
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -17,7 +16,7 @@ class BenchmarkTrainer(Trainer):
     Training drops the last, incomplete batch of an epoch; evaluation sees every window.
     """
 
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         self.args.dataloader_drop_last = False  # one flag rules training and evaluation
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -29,8 +28,9 @@ class BenchmarkTrainer(Trainer):
     ) -> torch.optim.lr_scheduler.LambdaLR:
         if self.lr_scheduler is None:
             steps_per_epoch = len(self.get_train_dataloader())
+            scheduled: Any = optimizer or self.optimizer
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: 0.5 ** max(0, step // steps_per_epoch - 1)
+                scheduled, lambda step: 0.5 ** max(0, step // steps_per_epoch - 1)
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler

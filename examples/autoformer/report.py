@@ -20,9 +20,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def print_table(title: str, baselines: dict[str, dict[str, float]], runs: list[dict[str, Any]]) -> None:
     """Prints one row per trivial predictor (from `baseline_errors`) and per run (from `train_one`)."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("method", "test MSE", "test MAE", "trainable", "held", "disk bytes", "s/step"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for name, errors in baselines.items():
         table.add_row(name, f"{errors['mse']:.4f}", f"{errors['mae']:.4f}", "0", "0", "0", "")
     for run in runs:

@@ -5,6 +5,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from baselines import baseline_errors
 from data import load_series
@@ -70,7 +71,7 @@ def plot_trace(trace: Path, picture: Path) -> None:
 
 def main() -> None:
     """Reads the command line and runs the comparison."""
-    settings, choice = HfArgumentParser((Settings, Choice)).parse_args_into_dataclasses()
+    settings, choice = HfArgumentParser(cast(Any, (Settings, Choice))).parse_args_into_dataclasses()
     compare(choice.methods.split(","), settings)
 
 

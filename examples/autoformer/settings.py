@@ -1,10 +1,11 @@
 """Every choice of one training run, as command-line flags and as the record in its results."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
-def option(default: object, text: str) -> object:
-    """A dataclass field with its help text for the command line."""
+def option(default: object, text: str) -> Any:
+    """Returns a dataclass field with its help text for the command line; None stands for "follows from `data`"."""
     return field(default=default, metadata={"help": text})
 
 
@@ -17,23 +18,23 @@ class Settings:
     horizon: int = option(96, "Steps to forecast.")
     context: int = option(96, "Steps the model sees.")
     label_length: int = option(48, "Last steps of the context that the decoder sees again.")
-    d_model: int | None = option(None, "Width; default 128 with --data, 64 for the demo.")
+    d_model: int = option(None, "Width; default 128 with --data, 64 for the demo.")
     heads: int = option(8, "Attention heads.")
-    ffn: int | None = option(None, "Width of the feed-forward blocks; default 4 times d_model.")
+    ffn: int = option(None, "Width of the feed-forward blocks; default 4 times d_model.")
     encoder_layers: int = option(2, "Encoder layers.")
     decoder_layers: int = option(1, "Decoder layers.")
     moving_average: int = option(25, "Window of the trend, odd.")
     dropout: float = option(0.05, "Dropout.")
     mend_attention: bool = option(True, "Mend the two faults of transformers' Autoformer attention.")
     batch_size: int = option(32, "Windows per step.")
-    epochs: int | None = option(None, "Epochs; default 2 with --data, 3 for the demo.")
+    epochs: int = option(None, "Epochs; default 2 with --data, 3 for the demo.")
     max_steps: int = option(-1, "Stop after so many optimizer steps; -1: no limit.")
-    learning_rate: float | None = option(None, "Adam's; default 1e-4 with --data, 1e-3 for the demo.")
+    learning_rate: float = option(None, "Adam's; default 1e-4 with --data, 1e-3 for the demo.")
     seed: int = option(2021, "Seed of initialisation, dropout and batch order.")
-    delay: int | None = option(None, "OIALR: dense steps before factorisation; default 600, demo 50.")
-    update_interval: int | None = option(None, "OIALR: steps between basis updates; default 400, demo 10.")
+    delay: int = option(None, "OIALR: dense steps before factorisation; default 600, demo 50.")
+    update_interval: int = option(None, "OIALR: steps between basis updates; default 400, demo 10.")
     sigma_cutoff: float = option(0.5, "OIALR: drop singular values below this share of the largest.")
-    layer_step: float | None = option(None, "OIALR: share of layers added per update; default 0.1, demo 0.3.")
+    layer_step: float = option(None, "OIALR: share of layers added per update; default 0.1, demo 0.3.")
 
     def __post_init__(self) -> None:
         real = self.data is not None

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
 from report import write_json
 from settings import Settings, option
@@ -70,7 +70,7 @@ def make_cells(grid: Grid, flags: list[str]) -> list[Cell]:
     for method, rate, seed in product(grid.methods.split(","), grid.rates.split(","), grid.seeds.split(",")):
         folder = Path(grid.output) / f"{method}-{rate}-{seed}"
         own = [*flags, "--learning_rate", rate, "--seed", seed, "--output", str(folder)]
-        (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(own)
+        (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses(own)
         cells.append(Cell(method, rate, seed, folder, [*own, "--methods", method], settings))
     return cells
 
@@ -122,7 +122,7 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Reads the command line, runs the missing cells and writes the aggregated results.json."""
-    parser = HfArgumentParser(Grid, allow_abbrev=False)  # or --seed would be read as --seeds
+    parser = HfArgumentParser(cast(Any, Grid), allow_abbrev=False)  # or --seed would be read as --seeds
     grid, flags = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     cells = make_cells(grid, flags)
     with ThreadPoolExecutor(grid.workers) as pool:

@@ -5,7 +5,7 @@ import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
@@ -35,7 +35,7 @@ def train_one(method: str, settings: Settings, splits: Splits) -> dict[str, Any]
         raise ValueError(f"method: must be one of {METHODS}, got {method!r}.")
     set_seed(settings.seed)
     folder, clock = Path(settings.output) / method, EpochClock()
-    model: nn.Module = build_model(model_config(settings), settings.mend_attention)
+    model: Any = build_model(model_config(settings), settings.mend_attention)
     dense_parameters = parameter_counts(model)[0]
     callbacks: list[TrainerCallback] = [clock]
     if method == "oialr":
@@ -52,7 +52,7 @@ def train_one(method: str, settings: Settings, splits: Splits) -> dict[str, Any]
         callbacks=callbacks,
     )
     trainer.train()
-    test = trainer.evaluate(splits.test, metric_key_prefix="test")
+    test = trainer.evaluate(cast(Any, splits.test), metric_key_prefix="test")
     model.save_pretrained(folder)
     return {
         "method": method,
