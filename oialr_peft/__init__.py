@@ -8,7 +8,7 @@ from .registry import register
 register()
 
 from .config import OIALRConfig  # noqa: E402
-from .layers.watch import OIALRWarning  # noqa: E402
+from .errors import OIALRWarning  # noqa: E402
 from .model import OIALRModel  # noqa: E402
 from .update import UpdateReport  # noqa: E402
 from .updater import OIALRUpdater  # noqa: E402

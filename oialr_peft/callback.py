@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -28,8 +29,8 @@ class OIALRCallback(TrainerCallback, ExportableState):
         TypeError, ValueError, NotImplementedError: before step 1, as `OIALRUpdater`.
     """
 
-    def __init__(self, trace: str | None = None) -> None:
-        self.trace = trace
+    def __init__(self, trace: str | os.PathLike | None = None) -> None:
+        self.trace = None if trace is None else os.fspath(trace)
         self.progress: dict[str, int] = {"steps": 0}
         self.updater: OIALRUpdater | None = None
 
@@ -51,8 +52,8 @@ class OIALRCallback(TrainerCallback, ExportableState):
     def _saved_progress(self, state: Any) -> dict[str, int]:
         """The step count in the Trainer's state: the checkpoint's when resuming, else this callback's own.
 
-        The Trainer restores callbacks by itself only if `restore_callback_states_from_checkpoint` is set, so it is read
-        here. A checkpoint made without this callback counts the Trainer's steps.
+        The Trainer restores callbacks by itself only if `restore_callback_states_from_checkpoint` is set, so it is
+        read here. A checkpoint made without this callback counts the Trainer's steps.
         """
         saved = state.stateful_callbacks.get(type(self).__name__)
         saved = saved[0] if isinstance(saved, list) else saved

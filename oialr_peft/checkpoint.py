@@ -45,21 +45,20 @@ def file_ranks(state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, OIAL
             _check_shape(f"{name}.oialr_weight", weight, (rows, cols))
             ranks[name] = None
             continue
-        parts = {part: tensors.get(f"{name}.{part}") for part in _PARTS[:3]}
-        if missing := [part for part, tensor in parts.items() if tensor is None]:
+        if missing := [part for part in _PARTS[:3] if f"{name}.{part}" not in tensors]:
             raise ValueError(
                 f"The adapter file lacks the tensor '{name}.{missing[0]}'. It is incomplete or belongs to another "
                 "model; the model is unchanged."
             )
-        sigma = parts["oialr_sigma"]
+        sigma = tensors[f"{name}.oialr_sigma"]
         rank = sigma.shape[0] if sigma.ndim == 2 else 0
         if not 1 <= rank <= min(rows, cols):
             raise ValueError(
                 f"Tensor '{name}.oialr_sigma' of the adapter file has shape {tuple(sigma.shape)}; it must be square "
                 f"with a rank of 1 to min(out, in) = {min(rows, cols)}. The model is unchanged."
             )
-        for part, shape in zip(_PARTS, ((rows, rank), (rank, rank), (rank, cols))):
-            _check_shape(f"{name}.{part}", parts[part], shape)
+        for part, shape in zip(_PARTS[:3], ((rows, rank), (rank, rank), (rank, cols)), strict=True):
+            _check_shape(f"{name}.{part}", tensors[f"{name}.{part}"], shape)
         ranks[name] = rank
     return ranks
 
@@ -90,10 +89,9 @@ def check_file(
         )
 
 
-def _check_shape(key: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    if tensor is None or tuple(tensor.shape) != shape:
-        found = None if tensor is None else tuple(tensor.shape)
+def _check_shape(key: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
         raise ValueError(
-            f"Tensor '{key}' of the adapter file has shape {found}, expected {shape}. The file is damaged or belongs to "
-            "another model; the model is unchanged."
+            f"Tensor '{key}' of the adapter file has shape {tuple(tensor.shape)}, expected {shape}. The "
+            "file is damaged or belongs to another model; the model is unchanged."
         )

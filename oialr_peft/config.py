@@ -14,6 +14,7 @@ from .svd import RankRule
 
 
 Rank = int | float | None
+Names = list[str] | set[str] | str | None
 
 
 def _help(text: str) -> dict[str, str]:
@@ -61,8 +62,8 @@ class OIALRConfig(PeftConfig):
         ValueError, TypeError: at construction, naming the field, its rule and the value received.
     """
 
-    target_modules: list[str] | str | None = field(default=None, metadata=_help("Layers to factorise, as in PEFT."))
-    exclude_modules: list[str] | str | None = field(default=None, metadata=_help("Layers to leave alone."))
+    target_modules: Names = field(default=None, metadata=_help("Layers to factorise, as in PEFT."))
+    exclude_modules: Names = field(default=None, metadata=_help("Layers to leave alone."))
     modules_to_save: list[str] | None = field(default=None, metadata=_help("Modules trained in full and saved."))
     layers_to_transform: list[int] | int | None = field(default=None, metadata=_help("Layer indices to factorise."))
     layers_pattern: list[str] | str | None = field(default=None, metadata=_help("Name of the list of layers."))
@@ -156,4 +157,6 @@ class OIALRConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` has no effect without `layers_to_transform`; set both or neither.")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("`layers_to_transform` has no effect when `target_modules` is a regex; put it in the regex.")
+            raise ValueError(
+                "`layers_to_transform` has no effect when `target_modules` is a regex; put it in the regex."
+            )

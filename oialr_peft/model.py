@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -33,7 +33,7 @@ class OIALRModel(BaseTuner):
 
     prefix: str = "oialr_"
     tuner_layer_cls = OIALRLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     selection: TargetSelection
 
@@ -44,7 +44,7 @@ class OIALRModel(BaseTuner):
     # -- injection ---------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        config = self.peft_config[adapter_name]
+        config = cast(OIALRConfig, self.peft_config[adapter_name])
         self._watch = UpdateWatch(config.delay + config.update_interval)
         # A bar that shows up once an initialisation takes longer than two seconds.
         with tqdm(desc="OIALR: preparing layers", unit="layer", delay=2, leave=False) as self._progress:
@@ -52,13 +52,20 @@ class OIALRModel(BaseTuner):
         del self._progress
         logger.info("%s", self.selection)
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        for _, layer in oialr_layers(self.model):
+            layer.check_deletable(adapter_name)  # all of them before PEFT deletes from any
+        super().delete_adapter(adapter_name)
+
     def _check_new_adapter_config(self, config: OIALRConfig) -> None:
         super()._check_new_adapter_config(config)
         if len(self.peft_config) < 2:
             return
         others = [other for other in self.peft_config.values() if isinstance(other, OIALRConfig)]
-        for field, rule in (("train_rest", "the rest of the model can belong to one adapter only"),
-                            ("frees_base", "a freed base weight leaves nothing for a second adapter")):
+        for field, rule in (
+            ("train_rest", "the rest of the model can belong to one adapter only"),
+            ("frees_base", "a freed base weight leaves nothing for a second adapter"),
+        ):
             if any(getattr(other, field) for other in others):
                 self.peft_config = {k: v for k, v in self.peft_config.items() if v is not config}
                 raise ValueError(
@@ -105,7 +112,7 @@ class OIALRModel(BaseTuner):
         self._progress.update()
 
     def _fill(self, layer: OIALRLayer, config: OIALRConfig, adapter: str, name: str) -> None:
-        weight = layer.get_base_layer().weight
+        weight = layer.base_weight
         dtype = working_dtype(weight.dtype)
         saved = None if config.ranks is None else config.ranks.get(name)
         if saved is not None:
@@ -193,8 +200,6 @@ def active_layers(model: nn.Module) -> list[tuple[str, OIALRLayer, str]]:
 
 def _with_target(config: OIALRConfig, name: str) -> OIALRConfig:
     """The config as if it targeted `name`, to ask PEFT whether the name is excluded."""
-    import copy
-
     probe = copy.copy(config)
     probe.target_modules = {name}
     return probe

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .layers.watch import OIALRWarning
+from .errors import OIALRWarning
 from .svd import Rotation
 
 
@@ -70,8 +70,7 @@ class MomentCarrier:
         for name, parameter in parameters.items():
             state = self.optimizer.state.get(parameter) or {}
             kinds = self._kinds(state) or {}
-            if any(kinds.get(k) in ("first", "second") and _shape(v) not in (None, parameter.shape)
-                   or kinds.get(k) in ("row", "col") and v.numel() not in parameter.shape for k, v in state.items()):
+            if not all(_fits(value, kinds.get(key, "keep"), parameter) for key, value in state.items()):
                 del self.optimizer.state[parameter]
                 stale.append(name)
         return stale
@@ -88,7 +87,7 @@ class MomentCarrier:
             warnings.warn(
                 f"OIALR does not know how to carry {what} {type(self.optimizer).__module__}."
                 f"{type(self.optimizer).__name__} through a basis update, so it is reset at each update of a layer. "
-                f"Known optimizers: {', '.join(OPTIMIZERS)}. Set OIALRConfig(moments='reset') to say that this is fine.",
+                f"Known optimizers: {', '.join(OPTIMIZERS)}. OIALRConfig(moments='reset') says that this is fine.",
                 OIALRWarning,
                 stacklevel=4,
             )
@@ -100,7 +99,7 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     while not isinstance(optimizer, torch.optim.Optimizer) or "optimizer" in vars(optimizer):
         inner = getattr(optimizer, "optimizer", None)
         if inner is None:
-            raise TypeError(f"`optimizer` must be a torch.optim.Optimizer or wrap one as `.optimizer`; got {optimizer!r}.")
+            raise TypeError(f"`optimizer` must be a torch optimizer or wrap one as `.optimizer`; got {optimizer!r}.")
         optimizer = inner
     return optimizer
 
@@ -144,5 +143,7 @@ def _slice(value: Any, kind: str, rotation: Rotation) -> Any:
     return value.new_zeros([n if n == 1 else rank for n in value.shape])
 
 
-def _shape(value: Any) -> torch.Size | None:
-    return value.shape if isinstance(value, torch.Tensor) else None
+def _fits(value: Any, kind: str, parameter: nn.Parameter) -> bool:
+    if kind == "keep" or not isinstance(value, torch.Tensor):
+        return True
+    return value.numel() in parameter.shape if kind in ("row", "col") else value.shape == parameter.shape

@@ -20,7 +20,6 @@ def _enum_member() -> PeftType:
     member = str.__new__(PeftType, _NAME)
     member._name_ = _NAME
     member._value_ = _NAME
-    member._sort_order_ = len(PeftType.__members__)
     PeftType._member_names_.append(_NAME)
     PeftType._member_map_[_NAME] = member
     PeftType._value2member_map_[_NAME] = member

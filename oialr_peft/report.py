@@ -20,7 +20,7 @@ class LayerReport:
     are those of the forward pass per input row (two per multiplication)."""
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     rank: int
     trainable: int
     parameters: int
@@ -55,9 +55,9 @@ class RankReport:
                 f"{layer.parameters / layer.dense_parameters:.0%}",
                 f"{layer.flops / layer.dense_flops:.0%}",
             )
-        console = Console(file=io.StringIO(), width=140)
-        console.print(table)
-        return console.file.getvalue()  # type: ignore[attr-defined]
+        text = io.StringIO()
+        Console(file=text, width=140).print(table)
+        return text.getvalue()
 
     def _caption(self) -> str:
         held, dense = sum(x.parameters for x in self.layers), sum(x.dense_parameters for x in self.layers)
@@ -98,6 +98,6 @@ def _layer_report(name: str, layer: OIALRLayer, adapter: str) -> LayerReport:
         bytes=sum(t.numel() * t.element_size() for t in held),
         flops=2 * multiplications,
         dense_parameters=rows * cols,
-        dense_bytes=rows * cols * layer.get_base_layer().weight.element_size(),
+        dense_bytes=rows * cols * layer.base_weight.element_size(),
         dense_flops=2 * rows * cols,
     )

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from .config import OIALRConfig
+from .errors import OIALRWarning
 from .layers import OIALRLayer
 from .layers.targets import initial_rank
-from .layers.watch import OIALRWarning
 from .moments import MomentCarrier
 from .svd import Rotation, rotate, select_rank
 
@@ -116,8 +116,8 @@ def _warn_skipped(skipped: list[str], step: int) -> None:
     if skipped:
         warnings.warn(
             f"OIALR update at step {step}: no SVD for {', '.join(skipped[:5])}{', ...' if len(skipped) > 5 else ''} "
-            "(non-finite values, or no driver converged). These layers stay as they are until the next update; look at "
-            "the loss and the gradients if this repeats.",
+            "(non-finite values, or no driver converged). These layers stay as they are until the next update; look "
+            "at the loss and the gradients if this repeats.",
             OIALRWarning,
             stacklevel=4,
         )

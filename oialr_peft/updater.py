@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from .config import OIALRConfig
-from .layers.watch import OIALRWarning
+from .errors import OIALRWarning
 from .model import active_layers
 from .moments import MomentCarrier
 from .update import UpdateReport, update_bases
@@ -83,13 +83,13 @@ class OIALRUpdater:
             )
         if missing := [name for name, p in parameters.items() if id(p) not in held]:
             raise ValueError(
-                f"The optimizer does not hold the OIALR parameters of {len(missing)} of {len(parameters)} layers, first "
-                f"'{missing[0]}'. Create the optimizer after the adapter, from `model.parameters()`."
+                f"The optimizer does not hold the OIALR parameters of {len(missing)} of {len(parameters)} layers, "
+                f"first '{missing[0]}'. Create the optimizer after the adapter, from `model.parameters()`."
             )
         if stale := self.carrier.drop_stale(parameters):
             warnings.warn(
-                f"The optimizer held moments of another rank for {len(stale)} layers, first '{stale[0]}': an adapter was "
-                "loaded under it. They start afresh.",
+                f"The optimizer held moments of another rank for {len(stale)} layers, first '{stale[0]}': an adapter "
+                "was loaded under it. They start afresh.",
                 OIALRWarning,
                 stacklevel=3,
             )
@@ -99,13 +99,13 @@ def _peft_configs(model: nn.Module) -> dict[str, Any]:
     """The adapter configs of a model, through wrappers such as DDP and torch.compile."""
     for name in ("module", "_orig_mod"):
         model = getattr(model, name, model)
-    return model.peft_config
+    return cast(dict[str, Any], model.peft_config)
 
 
 def _refuse_several_processes() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         if (size := torch.distributed.get_world_size()) > 1:
             raise NotImplementedError(
-                f"OIALR does not train on several processes yet (world size {size}): ranks could drift apart. Train on "
-                "one process; gradient accumulation gives the same batch."
+                f"OIALR does not train on several processes yet (world size {size}): ranks could drift apart. Train "
+                "on one process; gradient accumulation gives the same batch."
             )

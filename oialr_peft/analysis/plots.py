@@ -29,7 +29,7 @@ def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for values in shares.values():
         axes.step(steps, values, where="post", color="0.75", linewidth=0.8)
-    mean = [sum(values) / len(shares) for values in zip(*shares.values())]
+    mean = [sum(values) / len(shares) for values in zip(*shares.values(), strict=True)]
     axes.step(steps, mean, where="post", color="tab:blue", linewidth=2, label=f"mean of {len(shares)} layers")
     axes.set(xlabel="optimizer step", ylabel="share of the full rank", ylim=(0, 1.05))
     axes.legend(frameon=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -26,6 +26,8 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
     adapter_layer_names: tuple[str, ...] = ("oialr_sigma", "oialr_weight")
     other_param_names: tuple[str, ...] = ("oialr_u", "oialr_vh")
 
+    _unmerged_weight: torch.Tensor | None
+
     def __init__(self, base_layer: nn.Module, watch: UpdateWatch) -> None:
         nn.Module.__init__(self)
         self.base_layer = base_layer
@@ -33,10 +35,10 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         self.oialr_weight = nn.ParameterDict()
         self.oialr_u = BufferDict(persistent=True)
         self.oialr_vh = BufferDict(persistent=True)
-        self.weight_shape: tuple[int, int] = tuple(self.get_base_layer().weight.shape)
+        self.weight_shape: tuple[int, ...] = tuple(self.base_weight.shape)
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
-        self._unmerged_weight: torch.Tensor | None = None
+        self._unmerged_weight = None
         self._unfilled: set[str] = set()
         self._watch = watch
 
@@ -53,7 +55,8 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         return (self.oialr_sigma if self.is_factored(adapter) else self.oialr_weight)[adapter]
 
     def factors(self, adapter: str) -> Factors:
-        return Factors(self.oialr_u[adapter], self.oialr_sigma[adapter], self.oialr_vh[adapter])
+        u, vh = self.oialr_u[adapter], self.oialr_vh[adapter]
+        return Factors(cast(torch.Tensor, u), self.oialr_sigma[adapter], cast(torch.Tensor, vh))
 
     def rank(self, adapter: str) -> int:
         """The inner rank; min(out, in) before factorisation."""
@@ -61,7 +64,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
 
     def adapter_weight(self, adapter: str) -> torch.Tensor:
         """The dense weight the adapter stands for, multiplied in float32 and cast once to the base weight's dtype."""
-        dtype = self.get_base_layer().weight.dtype
+        dtype = self.base_weight.dtype
         if not self.is_factored(adapter):
             return self.oialr_weight[adapter].detach().to(dtype)
         u, sigma, vh = self.factors(adapter)
@@ -71,8 +74,8 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
 
     def add_dense(self, adapter: str, free_base: bool) -> None:
         """Start the full-rank phase: the adapter trains the base weight itself, or a copy where the base is kept."""
-        base = self.get_base_layer()
-        self.oialr_weight[adapter] = base.weight if free_base else nn.Parameter(base.weight.detach().clone())
+        weight = self.base_weight
+        self.oialr_weight[adapter] = weight if free_base else nn.Parameter(weight.detach().clone())
         self._own_base(free_base)
 
     def add_factored(self, adapter: str, factors: Factors, free_base: bool, filled: bool = True) -> None:
@@ -96,7 +99,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         resize_parameter(parameter, new.sigma)
 
     def match_rank(self, adapter: str, rank: int | None) -> None:
-        """Give the adapter the tensors of `rank` (`None` = dense) without filling them: a file is about to be loaded."""
+        """Give the adapter the tensors of `rank` (`None` = dense), unfilled: a file is about to be loaded."""
         if not self.holds(adapter) or (rank == self.rank(adapter) if self.is_factored(adapter) else rank is None):
             return
         parameter = self.parameter(adapter)
@@ -113,27 +116,35 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             self.oialr_vh[adapter] = parameter.detach().new_zeros(rank, cols)
             resize_parameter(parameter, parameter.new_zeros(rank, rank))
 
-    def delete_adapter(self, adapter_name: str) -> None:
+    def check_deletable(self, adapter_name: str) -> None:
         if self.holds(adapter_name) and self.base_is_freed:
             raise RuntimeError(self._freed_message(f"deleting the adapter {adapter_name!r}"))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self.check_deletable(adapter_name)
         self._unfilled.discard(adapter_name)
         super().delete_adapter(adapter_name)
 
     # -- the base weight ---------------------------------------------------------------------------------------
 
     @property
+    def base_weight(self) -> nn.Parameter:
+        """The weight of the layer that is wrapped; empty once it was freed."""
+        return cast(nn.Parameter, self.get_base_layer().weight)
+
+    @property
     def base_is_freed(self) -> bool:
-        return self.get_base_layer().weight.numel() == 0
+        return self.base_weight.numel() == 0
 
     def _own_base(self, free: bool) -> None:
-        base = self.get_base_layer()
         if free:
-            base.weight = nn.Parameter(base.weight.detach().new_empty(0), requires_grad=False)
+            empty = self.base_weight.detach().new_empty(0)
+            self.get_base_layer().weight = nn.Parameter(empty, requires_grad=False)
 
     def _freed_message(self, wish: str) -> str:
         return (
-            f"The dense base weight of this {type(self.get_base_layer()).__name__} was freed, so {wish} is impossible. "
-            "Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
+            f"The dense base weight of this {type(self.get_base_layer()).__name__} was freed, so {wish} is "
+            "impossible. Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
         )
 
     def enable_adapters(self, enabled: bool) -> None:
@@ -154,15 +165,14 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         weight = self.adapter_weight(adapter)
         if safe_merge and not bool(torch.isfinite(weight).all()):
             raise ValueError(f"The merged weight of adapter {adapter!r} is not finite; the adapter seems broken.")
-        base = self.get_base_layer()
-        self._unmerged_weight = base.weight.data
-        base.weight.data = weight
+        self._unmerged_weight = self.base_weight.data
+        self.base_weight.data = weight
         self.merged_adapters.append(adapter)
 
     def unmerge(self) -> None:
         """Put the base weight back, bit for bit."""
         if self._unmerged_weight is not None:
-            self.get_base_layer().weight.data = self._unmerged_weight
+            self.base_weight.data = self._unmerged_weight
         self._unmerged_weight = None
         self.merged_adapters.clear()
 

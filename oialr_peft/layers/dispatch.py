@@ -41,8 +41,8 @@ def unsupported_reason(layer: nn.Module) -> str | None:
         weight = getattr(layer, "weight", None)
         kind = f"{type(weight).__name__} of {weight.dtype}" if isinstance(weight, torch.Tensor) else "packed"
         return (
-            f"holds quantised weights ({type(layer).__name__}, {kind}), which are not supported yet; load the model in "
-            "float32, bfloat16 or float16"
+            f"holds quantised weights ({type(layer).__name__}, {kind}), which are not supported yet; load the model "
+            "in float32, bfloat16 or float16"
         )
     if _wrapper(layer) is None:
         return f"is a {type(layer).__module__}.{type(layer).__name__}; supported are {SUPPORTED}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 
@@ -21,7 +23,7 @@ class Linear(OIALRLayer):
         return y if bias is None else y + bias
 
     def _bias(self, x: torch.Tensor) -> torch.Tensor | None:
-        bias = self.get_base_layer().bias
+        bias = cast(torch.Tensor | None, self.get_base_layer().bias)
         return None if bias is None else bias.to(x.dtype)
 
 

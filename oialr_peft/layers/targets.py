@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from peft.utils.other import get_pattern_key
@@ -15,8 +17,11 @@ from .base import OIALRLayer
 from .dispatch import is_quantised, unsupported_reason
 
 
-# Output heads of models that do not tell which part is their body.
-HEAD_NAMES = frozenset({"lm_head", "score", "classifier", "qa_outputs", "head", "output_projection", "classification_head"})
+# Output heads that lie inside a model's body (Autoformer's), or of models that do not tell which part is their body.
+HEAD_NAMES = frozenset(
+    "classification_head classifier head lm_head output_projection qa_outputs score seasonality_projection".split()
+)
+EMBEDDING = re.compile(r"(^|\.)(\w*_)?embed(ding|dings|s|der)?(_tokens)?\.")  # a layer inside an embedding module
 SKINNY = 10  # a layer with max(out, in) > SKINNY * min(out, in) has nothing to give; the authors' rule
 
 
@@ -49,10 +54,12 @@ def select_targets(model: nn.Module, config: OIALRConfig, matches: Callable[[str
         if absent := sorted(set(config.ranks) - set(selection.chosen)):
             raise ValueError(
                 f"The saved adapter has layers that this model lacks: {', '.join(absent[:5])}"
-                f"{', ...' if len(absent) > 5 else ''}. It belongs to another architecture; load the base model it names."
+                f"{', ...' if len(absent) > 5 else ''}. It belongs to another architecture; load its own base."
             )
         return selection
-    selection = _default(model, modules, matches) if config.target_modules is None else _named(modules, config, matches)
+    selection = (
+        _default(model, modules, matches) if config.target_modules is None else _named(modules, config, matches)
+    )
     for flag, index in (("keep_first_layer", 0), ("keep_last_layer", -1)):
         if getattr(config, flag) and selection.chosen:
             selection.skipped[selection.chosen.pop(index)] = f"kept dense by {flag}"
@@ -65,19 +72,22 @@ def select_targets(model: nn.Module, config: OIALRConfig, matches: Callable[[str
 
 def initial_rank(name: str, shape: tuple[int, ...], config: OIALRConfig) -> int:
     """The inner rank of a layer of this shape at factorisation, from `rank_pattern` and `r`."""
-    key = get_pattern_key(config.rank_pattern.keys(), name)
+    key = get_pattern_key(list(config.rank_pattern), name)
     rank, full = config.rank_pattern.get(key, config.r), min(shape)
     if rank is None:
         return full
     return max(1, round(rank * full)) if isinstance(rank, float) else rank
 
 
-def _default(model: nn.Module, modules: dict[str, nn.Module], matches: Callable[[str], bool | None]) -> TargetSelection:
+def _default(
+    model: nn.Module, modules: dict[str, nn.Module], matches: Callable[[str], bool | None]
+) -> TargetSelection:
     selection = TargetSelection()
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     body = getattr(model, "base_model_prefix", "")
     body = f"{body}." if body and isinstance(getattr(model, body, None), nn.Module) else ""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    get_output = getattr(model, "get_output_embeddings", None)
+    output = get_output() if callable(get_output) else None
     for name, layer in modules.items():
         base = layer.get_base_layer() if isinstance(layer, OIALRLayer) else layer
         if not isinstance(getattr(base, "weight", None), torch.Tensor) and not is_quantised(base):
@@ -89,14 +99,18 @@ def _default(model: nn.Module, modules: dict[str, nn.Module], matches: Callable[
                 selection.skipped[name] = reason
         elif not name.startswith(body) or base is output or name.rpartition(".")[2] in HEAD_NAMES:
             selection.skipped[name] = "output head"
-        elif uses[id(base.weight)] > 1:
+        elif EMBEDDING.search(name):
+            selection.skipped[name] = "part of an embedding"
+        elif uses[id(_weight(layer))] > 1:
             selection.skipped[name] = "its weight is tied to another layer's"
         elif matches(name) is None:
             selection.skipped[name] = "excluded by the config"
         elif _in_attention(modules, name):
-            selection.skipped[name] = "part of nn.MultiheadAttention, which reads the weight directly; not supported yet"
+            selection.skipped[name] = (
+                "inside nn.MultiheadAttention, which reads the weight directly; not supported yet"
+            )
         elif not reason and max(_shape(layer)) > SKINNY * min(_shape(layer)):
-            selection.skipped[name] = f"skinny: {tuple(base.weight.shape)}"
+            selection.skipped[name] = f"skinny: {_shape(layer)}"
         else:
             selection.chosen.append(name)
     return selection
@@ -110,13 +124,13 @@ def _named(
     for name in selection.chosen:
         if _in_attention(modules, name):
             raise ValueError(
-                f"Target module '{name}' is part of an nn.MultiheadAttention, which reads the weight directly and would "
-                "not see the adapter; it is not supported yet. Leave it out with `exclude_modules`."
+                f"Target module '{name}' is part of an nn.MultiheadAttention, which reads the weight directly and "
+                "would not see the adapter; it is not supported yet. Leave it out with `exclude_modules`."
             )
         if config.frees_base and uses[id(getattr(modules[name], "weight", None))] > 1:
             raise ValueError(
-                f"The weight of target module '{name}' is tied to another layer's and cannot be freed. Leave it out with "
-                "`exclude_modules`, untie the model (`tie_word_embeddings=False`), or set `keep_base_weights=True`."
+                f"The weight of target module '{name}' is tied to another's and cannot be freed. Leave it out "
+                "with `exclude_modules`, set `tie_word_embeddings=False`, or `keep_base_weights=True`."
             )
     return selection
 
@@ -127,10 +141,10 @@ def _check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
     shape = _shape(layer)
     if (rank := initial_rank(name, shape, config)) > min(shape):
         raise ValueError(
-            f"Rank {rank} of target module '{name}' is above min(out, in) = {min(shape)}. Lower `r`, give it as a share "
-            "in (0, 1], or set `rank_pattern` for this layer."
+            f"Rank {rank} of target module '{name}' is above min(out, in) = {min(shape)}. Lower `r`, give it as a "
+            "share in (0, 1], or set `rank_pattern` for this layer."
         )
-    weight = layer.get_base_layer().weight if isinstance(layer, OIALRLayer) else layer.weight
+    weight = _weight(layer)
     if not weight.is_meta and not bool(torch.isfinite(weight).all()):
         raise ValueError(
             f"The weight of target module '{name}' has non-finite entries and cannot be factorised. Check the "
@@ -139,7 +153,11 @@ def _check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:
-    return layer.weight_shape if isinstance(layer, OIALRLayer) else tuple(layer.weight.shape)
+    return layer.weight_shape if isinstance(layer, OIALRLayer) else tuple(_weight(layer).shape)
+
+
+def _weight(layer: nn.Module) -> torch.Tensor:
+    return layer.base_weight if isinstance(layer, OIALRLayer) else cast(torch.Tensor, layer.weight)
 
 
 def _inside_adapter(model: nn.Module, name: str) -> bool:

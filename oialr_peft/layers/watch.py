@@ -6,9 +6,7 @@ import warnings
 
 import torch
 
-
-class OIALRWarning(UserWarning):
-    """Something in an OIALR run needs the user's attention; the run goes on."""
+from ..errors import OIALRWarning
 
 
 class UpdateWatch:

@@ -30,9 +30,9 @@ def cheapest_order(rows: int, n_in: int, rank: int, n_out: int) -> str:
 def multiplications(rows: int, n_in: int, rank: int, n_out: int) -> dict[str, int]:
     """Multiplications of one forward and backward pass by order.
 
-    `chain` multiplies x through the three factors. `fold_left` and `fold_right` first fold sigma into one factor, which
-    saves the rows x rank x rank product but adds the gradient of that factor. `rebuild` forms the weight: dearer at low
-    rank, cheaper for square layers near full rank, where the chain costs 7/3 of a dense layer.
+    `chain` multiplies x through the three factors. `fold_left` and `fold_right` first fold sigma into one factor,
+    which saves the rows x rank x rank product but adds the gradient of that factor. `rebuild` forms the weight: dearer
+    at low rank, cheaper for square layers near full rank, where the chain costs 7/3 of a dense layer.
     """
     thin, square = rank * (n_in + n_out), rank * rank
     return {

@@ -32,8 +32,8 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def orthonormality_error(basis: torch.Tensor) -> float:
     """Spectral norm of basisᵀ basis − I for a basis of shape (length, rank), computed in float64."""
     basis = basis.to(torch.float64)
-    gram = basis.T @ basis
-    return float(torch.linalg.matrix_norm(gram - torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device), ord=2))
+    identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+    return float(torch.linalg.matrix_norm(basis.T @ basis - identity, ord=2))
 
 
 def reorthonormalise(basis: torch.Tensor) -> torch.Tensor:

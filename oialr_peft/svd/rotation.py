@@ -9,6 +9,9 @@ import torch
 from .factors import Factors, reorthonormalise, working_dtype
 
 
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+
+
 @dataclass(frozen=True)
 class Rotation:
     """matrix (rows, cols) = `left` @ diag(`singular_values`) @ `right`ᵀ, singular values in descending order.
@@ -54,7 +57,7 @@ def rotate(matrix: torch.Tensor) -> Rotation | None:
     for svd in (_svd_default, _svd_gesvd, _svd_float64_cpu):
         try:
             u, s, vh = svd(work)
-        except torch.linalg.LinAlgError:
+        except LinAlgError:
             continue
         if bool(torch.isfinite(s).all()):
             return Rotation(u.to(work), s.to(work), vh.to(work).T)
@@ -95,7 +98,7 @@ def _svd_default(matrix: torch.Tensor):
 
 def _svd_gesvd(matrix: torch.Tensor):
     if not matrix.is_cuda:
-        raise torch.linalg.LinAlgError("gesvd can be chosen on CUDA only")
+        raise LinAlgError("gesvd can be chosen on CUDA only")
     return torch.linalg.svd(matrix, full_matrices=False, driver="gesvd")
 
 

@@ -1,0 +1,5 @@
+"""The package's own warning category."""
+
+
+class OIALRWarning(UserWarning):
+    """Something in an OIALR run needs the user's attention; the run goes on."""

@@ -1,0 +1,174 @@
+"""The adapter in PEFT: forward, disable, merge, unload, dtypes, registration."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import PeftType, get_model_status, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+import oialr_peft
+from oialr_peft import OIALRConfig, OIALRModel, rank_report
+from oialr_peft.svd import orthonormality_error
+from tests.conftest import MLP, tiny_gpt2, tokens
+
+
+def disturb(model) -> None:
+    """Move the trainable parameters, as training would."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+
+
+def test_registration_is_real_and_idempotent():
+    assert PeftType("OIALR") is PeftType.OIALR
+    assert PeftType.OIALR in list(PeftType)
+    assert PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.OIALR] is OIALRConfig
+    importlib.reload(oialr_peft)
+    assert PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.OIALR] is OIALRConfig
+
+
+def test_importing_the_package_does_not_import_the_trainer_or_rich():
+    code = "import sys, oialr_peft; assert not {'rich', 'transformers.trainer', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_model_status(mlp):
+    model = get_peft_model(mlp, OIALRConfig())
+    assert isinstance(model.base_model, OIALRModel)
+    status = get_model_status(model)
+    assert (status.peft_types, status.requires_grad, status.enabled) == ({"default": "OIALR"}, {"default": True}, True)
+    model.print_trainable_parameters()
+
+
+@pytest.mark.parametrize("make", [MLP, tiny_gpt2])
+def test_disable_merge_unmerge_and_unload(make):
+    model = make()
+    x = torch.randn(3, 12) if make is MLP else tokens()
+
+    def out(m):
+        result = m(x)
+        return getattr(result, "logits", result).detach()
+
+    model.eval()
+    base = out(model)
+    weights = {name: p.clone() for name, p in model.named_parameters()}
+    peft_model = get_peft_model(model, OIALRConfig()).eval()
+    disturb(peft_model)
+    trained = out(peft_model)
+    assert not torch.allclose(trained, base, atol=1e-3)
+    with peft_model.disable_adapter():
+        assert torch.equal(out(peft_model), base)
+    peft_model.merge_adapter(safe_merge=True)
+    torch.testing.assert_close(out(peft_model), trained, atol=1e-5, rtol=1e-5)
+    peft_model.unmerge_adapter()
+    for name, p in peft_model.base_model.model.named_parameters():
+        if "oialr_" not in name:
+            assert torch.equal(p, weights[name.replace(".base_layer", "")])
+    merged = peft_model.merge_and_unload()
+    torch.testing.assert_close(out(merged), trained, atol=1e-5, rtol=1e-5)
+    assert set(dict(merged.named_parameters())) == set(weights)
+
+
+def test_unload_gives_the_base_back(mlp):
+    x = torch.randn(3, 12)
+    base = mlp(x)
+    model = get_peft_model(mlp, OIALRConfig())
+    disturb(model)
+    assert torch.equal(model.unload()(x), base)
+
+
+def test_a_freed_base_says_which_option_keeps_it(mlp):
+    model = get_peft_model(mlp, OIALRConfig(train_rest=True))
+    with pytest.raises(RuntimeError, match="keep_base_weights=True"), model.disable_adapter():
+        pass
+    with pytest.raises(RuntimeError, match="keep_base_weights=True"):
+        model.delete_adapter("default")
+    with pytest.raises(ValueError, match="keep_base_weights=True"):
+        model.add_adapter("second", OIALRConfig())
+    assert list(model.peft_config) == ["default"]
+    merged = model.merge_and_unload()
+    assert merged.first.weight.shape == (24, 12)
+
+
+def test_freeing_the_base_releases_its_memory_and_merging_brings_the_weight_back(mlp):
+    weight, x = mlp.middle.weight.detach().clone(), torch.randn(3, 12)
+    base = mlp(x)
+    model = get_peft_model(mlp, OIALRConfig(train_rest=True))
+    assert model.base_model.model.middle.base_layer.weight.numel() == 0
+    torch.testing.assert_close(model(x), base, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.merge_and_unload().middle.weight, weight, atol=1e-5, rtol=1e-5)
+
+
+def test_two_adapters_switch_and_only_one_is_active(mlp):
+    x = torch.randn(3, 12)
+    model = get_peft_model(mlp, OIALRConfig())
+    disturb(model)
+    first = model(x).detach()
+    model.add_adapter("second", OIALRConfig(r=0.5))
+    assert torch.equal(model(x), first)
+    model.set_adapter("second")
+    assert model.base_model.ranks()["middle"] == 12
+    assert not torch.equal(model(x), first)
+    model.set_adapter("default")
+    model.delete_adapter("second")
+    assert torch.equal(model(x), first)
+
+
+def test_train_rest_trains_everything_but_frozen_parameters(mlp):
+    mlp.first.bias.requires_grad_(False)
+    model = get_peft_model(mlp, OIALRConfig(train_rest=True))
+    trainable = {n.removeprefix("base_model.model.") for n, p in model.named_parameters() if p.requires_grad}
+    expected = {f"{layer}.oialr_sigma.default" for layer in ("first", "middle", "last")}
+    assert trainable == expected | {"last.base_layer.bias", "score.weight", "score.bias"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_bases_get_float32_factors(dtype):
+    mlp, x = MLP(dtype=dtype), torch.randn(3, 12, dtype=dtype)
+    base = mlp(x)
+    model = get_peft_model(mlp, OIALRConfig())
+    layer = model.base_model.model.middle
+    assert {part.dtype for part in layer.factors("default")} == {torch.float32}
+    assert orthonormality_error(layer.oialr_u["default"]) < 1e-5
+    assert model(x).dtype == dtype
+    torch.testing.assert_close(model(x), base, atol=0.02, rtol=0.02)
+    merged = layer.adapter_weight("default")
+    # The float32 product, rounded once, is the weight again to one unit in the last place.
+    torch.testing.assert_close(merged, layer.base_layer.weight, atol=1e-6, rtol=torch.finfo(dtype).eps)
+
+
+def test_autocast_adapter_dtype_false_stores_the_factors_in_the_base_dtype():
+    model = get_peft_model(MLP(dtype=torch.bfloat16), OIALRConfig(), autocast_adapter_dtype=False)
+    layer = model.base_model.model.middle
+    assert {part.dtype for part in layer.factors("default")} == {torch.bfloat16}
+    assert model(torch.randn(3, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_lowrank_initialisation_of_a_large_layer():
+    torch.manual_seed(0)
+    mlp = MLP(width=24)
+    mlp.middle = torch.nn.Linear(24, 24)
+    state = torch.get_rng_state()
+    config = OIALRConfig(init="lowrank", r=2)
+    model = get_peft_model(mlp, config)
+    assert set(model.base_model.ranks().values()) == {2}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_rank_report(mlp):
+    model = get_peft_model(mlp, OIALRConfig(rank_pattern={"middle": 6}, train_rest=True))
+    report = rank_report(model)
+    middle = next(layer for layer in report.layers if layer.name == "middle")
+    assert (middle.shape, middle.rank, middle.trainable) == ((24, 24), 6, 36)
+    assert middle.parameters == 6 * (24 + 24 + 6)
+    assert middle.bytes == 4 * middle.parameters
+    assert (middle.flops, middle.dense_flops) == (2 * 6 * 48, 2 * 576)
+    assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert "middle" in str(report)
+    assert "3 layers hold" in str(report)
+    with pytest.raises(TypeError, match="no active OIALR adapter"):
+        rank_report(MLP())

@@ -1,0 +1,120 @@
+"""Which layers are chosen: sane without any argument, refused with words where it cannot be."""
+
+import re
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from oialr_peft import OIALRConfig
+from tests.conftest import MLP, MODELS, output, tiny_llama, tiny_t5
+
+
+LEFT_ALONE = {  # what must not be factorised, and how many layers must be
+    "llama": (r"lm_head|embed", 14),
+    "gpt2": (r"lm_head|wte|wpe", 8),
+    "bert": (r"classifier|embeddings", 13),
+    "vit": (r"classifier|embeddings", 12),
+    "t5": (r"lm_head|shared|embed", 32),
+    "autoformer": (r"parameter_projection|embedding|seasonality_projection|trend_projection", 22),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_default_config_factorises_the_body_and_keeps_the_output(name):
+    make, inputs = MODELS[name]
+    model = make()
+    expected = output(model, inputs())
+    peft_model = get_peft_model(model, OIALRConfig())
+    pattern, count = LEFT_ALONE[name]
+    ranks = peft_model.base_model.ranks()
+    assert len(ranks) == count
+    assert not [layer for layer in ranks if re.search(pattern, layer)]
+    assert sorted(ranks) == sorted(peft_model.base_model.targeted_module_names)
+    assert str(peft_model.base_model.selection).startswith(f"OIALR factorises {count} layers: ")
+    assert all(layer in str(peft_model.base_model.selection) for layer in ranks)
+    torch.testing.assert_close(output(peft_model, inputs()), expected, atol=1e-5, rtol=1e-4)
+    trainable = [n for n, p in peft_model.named_parameters() if p.requires_grad]
+    assert trainable
+    assert all("oialr_sigma" in n for n in trainable)
+
+
+def test_tied_layers_are_left_alone_and_named():
+    model = get_peft_model(tiny_llama(tie_word_embeddings=True), OIALRConfig())
+    assert "lm_head" in model.base_model.selection.skipped
+    assert model.base_model.model.lm_head.weight is model.base_model.model.model.embed_tokens.weight
+
+
+def test_a_tied_layer_cannot_be_freed():
+    with pytest.raises(ValueError, match="'lm_head' is tied to another's and cannot be freed"):
+        get_peft_model(tiny_t5(), OIALRConfig(target_modules=["lm_head"], train_rest=True))
+
+
+def test_skinny_layers_heads_and_unusual_linears_are_left_alone_with_a_reason():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential()
+    model.body = nn.Linear(32, 32)
+    model.skinny = nn.Linear(32, 3)
+    model.scaled = Scaled(32, 32)
+    model.attention = nn.MultiheadAttention(32, 2)
+    model.head = nn.Linear(32, 32)
+    skipped = get_peft_model(model, OIALRConfig()).base_model.selection.skipped
+    assert skipped["skinny"] == "skinny: (3, 32)"
+    assert skipped["head"] == "output head"
+    assert "Scaled; supported are" in skipped["scaled"]
+    assert "MultiheadAttention" in skipped["attention.out_proj"]
+
+
+def test_peft_selectors(mlp):
+    ranks = get_peft_model(mlp, OIALRConfig(exclude_modules=["middle"])).base_model.ranks()
+    assert sorted(ranks) == ["first", "last"]
+    ranks = get_peft_model(MLP(), OIALRConfig(target_modules="fir.*|mid.*")).base_model.ranks()
+    assert sorted(ranks) == ["first", "middle"]
+    ranks = get_peft_model(MLP(), OIALRConfig(modules_to_save=["last"])).base_model.ranks()
+    assert sorted(ranks) == ["first", "middle"]
+    ranks = get_peft_model(MLP(), OIALRConfig(keep_first_layer=True, keep_last_layer=True)).base_model.ranks()
+    assert sorted(ranks) == ["middle"]
+    config = OIALRConfig(target_modules=["q_proj", "v_proj"], layers_to_transform=[1])
+    ranks = get_peft_model(tiny_llama(), config).base_model.ranks()
+    assert sorted(ranks) == ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
+    ranks = get_peft_model(tiny_llama(), OIALRConfig(target_modules="all-linear")).base_model.ranks()
+    assert len(ranks) == 14
+
+
+def test_ranks_by_number_share_and_pattern(mlp):
+    config = OIALRConfig(r=0.5, rank_pattern={"middle": 5, "last": None})
+    assert get_peft_model(mlp, config).base_model.ranks() == {"first": 6, "middle": 5, "last": 16}
+
+
+@pytest.mark.parametrize(
+    ("change", "kwargs", "words"),
+    [
+        (None, {"target_modules": ["nothing"]}, "nothing"),
+        (None, {"exclude_modules": ".*"}, "No layer is left to factorise(.|\n)*first .excluded by the config"),
+        (None, {"target_modules": ["first"], "keep_first_layer": True}, "No layer is left(.|\n)*keep_first_layer"),
+        (None, {"r": 13}, r"Rank 13 of target module 'first' is above min\(out, in\) = 12"),
+        ("nan", {}, "'middle' has non-finite entries"),
+        ("inf", {"delay": 3}, "'middle' has non-finite entries"),
+        ("int8", {}, "'middle' holds quantised weights .* not supported yet"),
+        ("int8", {"target_modules": ["middle"]}, "'middle' holds quantised weights"),
+        ("packed", {}, "'middle' holds quantised weights"),
+        ("embedding", {"target_modules": ["middle"]}, "'middle' is a torch.nn.modules.sparse.Embedding; supported are"),
+    ],
+)
+def test_refusals_come_before_the_model_is_touched(mlp, change, kwargs, words):
+    if change in ("nan", "inf"):
+        mlp.middle.weight.data[1, 2] = float(change)
+    elif change == "int8":
+        mlp.middle.weight = nn.Parameter(torch.zeros(24, 24, dtype=torch.int8), requires_grad=False)
+    elif change == "packed":
+        mlp.middle.qweight = torch.zeros(4, dtype=torch.int32)
+    elif change == "embedding":
+        mlp.middle = nn.Embedding(24, 24)
+    before = [type(module) for module in mlp.modules()]
+    with pytest.raises(ValueError, match=words):
+        get_peft_model(mlp, OIALRConfig(**kwargs))
+    assert [type(module) for module in mlp.modules()] == before
