@@ -65,13 +65,15 @@ class OIALRCallback(TrainerCallback, ExportableState):
         logs = {**report.as_logs(), "epoch": state.epoch}
         state.log_history.append({**logs, "step": state.global_step})
         if (handler := _calling_handler()) is not None:
-            handler.on_log(args, state, control, logs)
+            handler.call_event(
+                "on_log", args, state, control, logs=logs
+            )  # its on_log would drop the Trainer's own log
 
 
 def _calling_handler() -> CallbackHandler | None:
     """The Trainer's CallbackHandler that is calling this callback.
 
-    TensorBoard, W&B and others take logs from the handler's `on_log` alone, and callbacks are given no reference to it
+    TensorBoard, W&B and others take logs from the handler's `on_log` event alone, and callbacks are given no reference to it
     or to the Trainer. It is the caller of every callback event, so the call stack names it.
     """
     frame = sys._getframe()

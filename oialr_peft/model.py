@@ -45,12 +45,18 @@ class OIALRModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = cast(OIALRConfig, self.peft_config[adapter_name])
-        self._watch = UpdateWatch(config.delay + config.update_interval)
         # A bar that shows up once an initialisation takes longer than two seconds.
         with tqdm(desc="OIALR: preparing layers", unit="layer", delay=2, leave=False) as self._progress:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         del self._progress
         logger.info("%s", self.selection)
+        first = next(layer for _, layer in oialr_layers(model) if layer.holds(adapter_name))
+        first.watches[adapter_name] = UpdateWatch(first, adapter_name, config.delay + config.update_interval)
+
+    def _post_injection_hook(self, model: nn.Module, config: OIALRConfig, adapter_name: str) -> None:
+        if config.train_rest and hasattr(model, "tie_weights"):
+            # PEFT's low_cpu_mem_usage replaces every loaded Parameter by its own, tied ones too.
+            self.register_load_state_dict_post_hook(lambda module, _: module.model.tie_weights())
 
     def delete_adapter(self, adapter_name: str) -> None:
         for _, layer in oialr_layers(self.model):
@@ -103,7 +109,7 @@ class OIALRModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target if isinstance(target, OIALRLayer) else wrap(target, self._watch)
+        layer = target if isinstance(target, OIALRLayer) else wrap(target)
         self._fill(layer, peft_config, adapter_name, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)

@@ -51,8 +51,11 @@ class MomentCarrier:
         self.policy = policy
         self._warned = False
 
-    def carry(self, parameter: nn.Parameter, rotation: Rotation) -> None:
-        """Move the state of `parameter`, which becomes leftᵀ parameter right; call it before or after the change."""
+    def carry(self, parameter: nn.Parameter, rotation: Rotation, *, was_dense: bool) -> None:
+        """Move the state of `parameter`, which becomes leftᵀ parameter right; call it before or after the change.
+
+        `was_dense` says that the parameter was a dense weight, not a sigma.
+        """
         state = self.optimizer.state.get(parameter)
         if not state:
             return
@@ -60,7 +63,7 @@ class MomentCarrier:
         if self.policy == "reset" or kinds is None:
             del self.optimizer.state[parameter]
         elif self.policy == "slice":
-            state.update({key: _slice(value, kinds[key], rotation) for key, value in state.items()})
+            state.update({key: _slice(value, kinds[key], rotation, was_dense) for key, value in state.items()})
         else:
             state.update(_rotate_state(state, kinds, rotation))
 
@@ -133,14 +136,12 @@ def _rotate_mean(row: torch.Tensor, col: torch.Tensor, rotation: Rotation, kind:
     return rows * cols.mean() / mean if kind == "row" else cols * rows.mean() / mean
 
 
-def _slice(value: Any, kind: str, rotation: Rotation) -> Any:
+def _slice(value: Any, kind: str, rotation: Rotation, was_dense: bool) -> Any:
     """The authors' policy: zeros at factorisation, the top-left block at a cut, never rotated."""
     if kind == "keep" or not isinstance(value, torch.Tensor):
         return value
-    rank = rotation.rank
-    if rotation.left.shape[0] == rotation.right.shape[0] == value.shape[0]:
-        return value[tuple(slice(n if n == 1 else rank) for n in value.shape)].clone()
-    return value.new_zeros([n if n == 1 else rank for n in value.shape])
+    shape = [n if n == 1 else rotation.rank for n in value.shape]
+    return value.new_zeros(shape) if was_dense else value[tuple(map(slice, shape))].clone()
 
 
 def _fits(value: Any, kind: str, parameter: nn.Parameter) -> bool:

@@ -78,7 +78,7 @@ def update_bases(
         before = layer.rank(adapter)
         kept = rotation.cut(_rank_to_keep(rotation, name, layer, config, dense=dense, due=name in due))
         layer.apply_rotation(adapter, kept)
-        carrier.carry(parameter, kept)
+        carrier.carry(parameter, kept, was_dense=dense)
         factorised |= dense
         if kept.rank < before:
             changed[name] = [before, kept.rank]

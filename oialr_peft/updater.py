@@ -50,6 +50,7 @@ class OIALRUpdater:
         self.optimizer = optimizer
         self.carrier = MomentCarrier(optimizer, self.config.moments)
         self.steps = 0
+        self._watch = next((watch for _, layer, _ in self.layers if (watch := layer.watches.get(adapter))), None)
         self._check_optimizer()
 
     def step(self) -> UpdateReport | None:
@@ -57,7 +58,8 @@ class OIALRUpdater:
 
         A step that Accelerate's gradient scaler skipped is not counted.
         """
-        self.layers[0][1]._watch.reset()
+        if self._watch is not None:
+            self._watch.reset()
         if getattr(self.optimizer, "step_was_skipped", False):
             return None
         self.steps += 1

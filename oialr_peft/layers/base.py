@@ -28,7 +28,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
 
     _unmerged_weight: torch.Tensor | None
 
-    def __init__(self, base_layer: nn.Module, watch: UpdateWatch) -> None:
+    def __init__(self, base_layer: nn.Module) -> None:
         nn.Module.__init__(self)
         self.base_layer = base_layer
         self.oialr_sigma = nn.ParameterDict()
@@ -40,7 +40,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         self._disable_adapters = False
         self._unmerged_weight = None
         self._unfilled: set[str] = set()
-        self._watch = watch
+        self.watches: dict[str, UpdateWatch | None] = {}  # by adapter; of the first layer of an adapter only
 
     # -- what is held ------------------------------------------------------------------------------------------
 
@@ -139,7 +139,9 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
     def _own_base(self, free: bool) -> None:
         if free:
             empty = self.base_weight.detach().new_empty(0)
-            self.get_base_layer().weight = nn.Parameter(empty, requires_grad=False)
+            # Not by assignment: PEFT's low_cpu_mem_usage makes every assigned Parameter a meta tensor, and the device of
+            # the base weight is where adapters are moved to.
+            self.get_base_layer()._parameters["weight"] = nn.Parameter(empty, requires_grad=False)
 
     def _freed_message(self, wish: str) -> str:
         return (
@@ -189,8 +191,6 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         parameter = self.parameter(adapter)
         if adapter in self._unfilled:
             self._check_filled(adapter)
-        if self.training and torch.is_grad_enabled():
-            self._watch.observe(parameter)
         if torch.is_autocast_enabled(x.device.type):
             return self._adapted(x, adapter)
         return self._adapted(self._cast_input_dtype(x, parameter.dtype), adapter).to(x.dtype)

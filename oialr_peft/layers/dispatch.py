@@ -8,7 +8,6 @@ from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
 from .base import OIALRLayer
 from .linear import Conv1D, Linear
-from .watch import UpdateWatch
 
 
 _WRAPPERS: dict[type[nn.Module], type[Linear]] = {nn.Linear: Linear, TransformersConv1D: Conv1D}
@@ -49,8 +48,8 @@ def unsupported_reason(layer: nn.Module) -> str | None:
     return None
 
 
-def wrap(layer: nn.Module, watch: UpdateWatch) -> Linear:
+def wrap(layer: nn.Module) -> Linear:
     """The OIALR layer around a supported layer."""
     wrapper = _wrapper(layer)
     assert wrapper is not None, "callers check unsupported_reason first"
-    return wrapper(layer, watch)
+    return wrapper(layer)

@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
 
-import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..errors import OIALRWarning
 
 
-class UpdateWatch:
-    """Warns once when training goes past the first update and nobody made it.
+if TYPE_CHECKING:
+    from .base import OIALRLayer
 
-    One watch is shared by all layers of an adapter. It follows the version counter of one trained tensor, which every
-    optimizer step raises, so it sees optimizer steps whatever the loop looks like: accumulation and gradient
-    checkpointing do not count double. `OIALRUpdater.step` calls `reset`.
+
+class UpdateWatch:
+    """Warns once when training of an adapter goes past the second update's step and nobody made an update.
+
+    It counts the steps of whichever torch optimizer holds the adapter's parameter in `layer`, so it sees optimizer
+    steps whatever the loop looks like. `OIALRUpdater.step` calls `reset`. It ends with the layer, and copies of the
+    layer have none.
     """
 
-    def __init__(self, first_update: int) -> None:
-        self.first_update = first_update
+    def __init__(self, layer: OIALRLayer, adapter: str, limit: int) -> None:
+        self.limit = limit
+        self._layer = weakref.ref(layer)
+        self._adapter = adapter
         self._steps = 0
-        self._watched: int | None = None
-        self._version = -1
         self._warned = False
+        handle = register_optimizer_step_post_hook(self._on_step)
+        weakref.finalize(layer, handle.remove)
 
     def reset(self) -> None:
+        """An update was made or found not to be due yet."""
         self._steps = 0
 
-    def observe(self, parameter: torch.Tensor) -> None:
-        if self._warned or torch.compiler.is_compiling():
+    def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        layer = self._layer()
+        if self._warned or layer is None or not layer.holds(self._adapter):
             return
-        if self._watched is None:
-            self._watched, self._version = id(parameter), parameter._version
-        if id(parameter) != self._watched or parameter._version == self._version:
+        parameter = layer.parameter(self._adapter)
+        if not any(parameter is held for group in optimizer.param_groups for held in group["params"]):
             return
-        self._version = parameter._version
         self._steps += 1
-        if self._steps > self.first_update:
+        if self._steps > self.limit:
             self._warned = True
             warnings.warn(
-                f"{self._steps} optimizer steps were taken, but the OIALR update due at step {self.first_update} was "
-                "never made: ranks and bases stay as they are. Pass `callbacks=[OIALRCallback()]` to the Trainer, or "
+                f"{self._steps} optimizer steps were taken, but no OIALR update was made; one was due by step "
+                f"{self.limit}. Ranks and bases stay as they are. Pass `callbacks=[OIALRCallback()]` to the Trainer, or "
                 "call `updater.step()` of an `OIALRUpdater(model, optimizer)` after every `optimizer.step()`.",
                 OIALRWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
+
+    def __reduce__(self):
+        return type(None), ()

@@ -102,7 +102,11 @@ def test_ranks_by_number_share_and_pattern(mlp):
         ("int8", {}, "'middle' holds quantised weights .* not supported yet"),
         ("int8", {"target_modules": ["middle"]}, "'middle' holds quantised weights"),
         ("packed", {}, "'middle' holds quantised weights"),
-        ("embedding", {"target_modules": ["middle"]}, "'middle' is a torch.nn.modules.sparse.Embedding; supported are"),
+        (
+            "embedding",
+            {"target_modules": ["middle"]},
+            "'middle' is a torch.nn.modules.sparse.Embedding; supported are",
+        ),
     ],
 )
 def test_refusals_come_before_the_model_is_touched(mlp, change, kwargs, words):

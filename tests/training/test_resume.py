@@ -1,0 +1,125 @@
+"""Train 2N equals train N, stop, new process, resume N, bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from oialr_peft import OIALRCallback, OIALRWarning
+from tests.training.runs import dataset, losses, snapshot, trainer
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def process(output_dir, out, resume=None, settings=None, **arguments):
+    """A run in a new process; returns what it saved."""
+    command = [sys.executable, "-m", "tests.training.runs", str(output_dir), "--out", str(out)]
+    command += ["--settings", json.dumps(settings or {}), "--arguments", json.dumps(arguments)]
+    command += ["--resume", str(resume)] if resume else []
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    return torch.load(out, weights_only=True)
+
+
+def assert_same(whole, resumed, first_step):
+    assert resumed["ranks"] == whole["ranks"]
+    assert {s: v for s, v in whole["losses"].items() if s > first_step} == {
+        s: v for s, v in resumed["losses"].items() if s > first_step
+    }
+    assert whole["state"].keys() == resumed["state"].keys()
+    different = [key for key in whole["state"] if not torch.equal(whole["state"][key], resumed["state"][key])]
+    assert different == []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """24 steps in one go, with a checkpoint every 3 (steps 3: full rank, 6: factorised and cut in the same step)."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, process(folder, folder / "out.pt", save_strategy="steps", save_steps=3)
+
+
+@pytest.mark.parametrize("step", [3, 6, 9, 12, 18])
+def test_resume_in_a_new_process_is_bit_identical(whole, step, tmp_path):
+    folder, expected = whole
+    resumed = process(tmp_path, tmp_path / "out.pt", resume=folder / f"checkpoint-{step}")
+    assert min(expected["ranks"].values()) < 8
+    assert_same(expected, resumed, step)
+
+
+def test_checkpoints_hold_tensors_and_plain_json_only(whole):
+    folder, _ = whole
+    for checkpoint in sorted(folder.glob("checkpoint-*")):
+        torch.load(checkpoint / "optimizer.pt", weights_only=True)
+        progress = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["OIALRCallback"]
+        assert progress["attributes"]["progress"] == {"steps": int(checkpoint.name.removeprefix("checkpoint-"))}
+
+
+def test_resume_of_an_adapter_without_the_rest_and_with_accumulation(tmp_path):
+    settings = {"delay": 0, "train_rest": False}
+    arguments = {"gradient_accumulation_steps": 2, "max_steps": 16}
+    whole = process(tmp_path, tmp_path / "a.pt", settings=settings, save_strategy="steps", save_steps=6, **arguments)
+    resumed = process(
+        tmp_path / "b", tmp_path / "b.pt", resume=tmp_path / "checkpoint-6", settings=settings, **arguments
+    )
+    assert_same(whole, resumed, 6)
+
+
+def test_resume_on_the_same_trainer_and_with_a_user_optimizer(tmp_path):
+    run = trainer(str(tmp_path), save_strategy="steps", save_steps=9)
+    run.train()
+    whole = {"losses": losses(run), "state": snapshot(run), "ranks": run.model.base_model.ranks()}
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+    assert_same(whole, {"losses": losses(run), "state": snapshot(run), "ranks": run.model.base_model.ranks()}, 9)
+
+    def with_own_optimizer(**kwargs):
+        own = trainer(str(tmp_path / "own"), **kwargs)
+        optimizer = torch.optim.AdamW([p for p in own.model.parameters() if p.requires_grad], lr=1e-2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step / 10))
+        return trainer(str(tmp_path / "own"), model=own.model, optimizers=(optimizer, schedule), **kwargs)
+
+    first = with_own_optimizer(save_strategy="steps", save_steps=9)
+    first.train()
+    second = with_own_optimizer()
+    second.train(resume_from_checkpoint=str(tmp_path / "own" / "checkpoint-9"))
+    expected, found = (
+        {"losses": losses(r), "state": snapshot(r), "ranks": r.model.base_model.ranks()} for r in (first, second)
+    )
+    assert_same(expected, found, 9)
+
+
+def test_a_second_train_without_resume_goes_on(tmp_path):
+    run = trainer(str(tmp_path), max_steps=10)
+    run.train()
+    ranks = run.model.base_model.ranks()
+    run.train()
+    assert [c.progress for c in run.callback_handler.callbacks if isinstance(c, OIALRCallback)] == [{"steps": 20}]
+    assert sum(run.model.base_model.ranks().values()) < sum(ranks.values())
+
+
+@pytest.mark.parametrize("larger_is_better", [True, False], ids=["best has larger ranks", "best has the last ranks"])
+def test_load_best_model_at_end_across_rank_changes(larger_is_better, tmp_path):
+    scores = iter(2 * ([1.0, 5.0, 3.0, 2.0] if larger_is_better else [4.0, 3.0, 2.0, 1.0]))
+    run = trainer(
+        str(tmp_path),
+        eval_dataset=dataset(8),
+        eval_strategy="steps",
+        eval_steps=6,
+        save_strategy="steps",
+        save_steps=6,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=larger_is_better,
+    )
+    run.compute_metrics = lambda _: {"score": next(scores)}
+    run.train()
+    best = Path(run.state.best_model_checkpoint)
+    assert best.name == ("checkpoint-12" if larger_is_better else "checkpoint-24")
+    saved = json.loads((best / "adapter_config.json").read_text())["ranks"]
+    assert run.model.base_model.ranks() == saved
+    if larger_is_better:
+        with pytest.warns(OIALRWarning, match="moments of another rank"):
+            run.train()  # the optimizer holds moments of later ranks: they start afresh instead of failing
