@@ -47,6 +47,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
             self._log(report, args, state, control)
 
     def state(self) -> dict[str, Any]:
+        """What the Trainer writes into its checkpoints' trainer_state.json."""
         return {"args": {"trace": self.trace}, "attributes": {"progress": self.progress}}
 
     def _saved_progress(self, state: Any) -> dict[str, int]:
@@ -65,9 +66,8 @@ class OIALRCallback(TrainerCallback, ExportableState):
         logs = {**report.as_logs(), "epoch": state.epoch}
         state.log_history.append({**logs, "step": state.global_step})
         if (handler := _calling_handler()) is not None:
-            handler.call_event(
-                "on_log", args, state, control, logs=logs
-            )  # its on_log would drop the Trainer's own log
+            # Not its `on_log`, which would mark the Trainer's own log of this step as done.
+            handler.call_event("on_log", args, state, control, logs=logs)
 
 
 def _calling_handler() -> CallbackHandler | None:

@@ -195,8 +195,8 @@ def test_inner_optimizer_refuses_what_is_none():
 
 
 def test_a_pure_rotation_leaves_the_following_losses_alone():
-    """20 steps after a rotation without a cut, against the same run without one. Adam's second moment has no exact rule,
-    so the runs differ, but by less than two seeds differ."""
+    """20 steps after a rotation without a cut, against the same run without one. Adam's second moment has no exact
+    rule, so the runs differ, but by less than two seeds differ."""
 
     def run(interval, seed):
         torch.manual_seed(seed)

@@ -36,15 +36,19 @@ class BenchmarkTrainer(Trainer):
         return self.lr_scheduler
 
 
-class EpochClock(TrainerCallback):
+class TrainingClock(TrainerCallback):
     """Measures the time of the training steps: forward, backward, optimizer, basis updates, not evaluation."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.steps = 0
         self._start = 0.0
 
     def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
         self._start = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.steps += 1
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         self.seconds += time.perf_counter() - self._start

@@ -34,6 +34,7 @@ class Settings:
     delay: int = option(None, "OIALR: dense steps before factorisation; default 600, demo 50.")
     update_interval: int = option(None, "OIALR: steps between basis updates; default 400, demo 10.")
     sigma_cutoff: float = option(0.5, "OIALR: drop singular values below this share of the largest.")
+    moments: str = option("rotate", "OIALR: optimizer moments at an update: rotate, slice or reset.")
     layer_step: float = option(None, "OIALR: share of layers added per update; default 0.1, demo 0.3.")
 
     def __post_init__(self) -> None:

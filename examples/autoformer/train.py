@@ -11,7 +11,7 @@ import datasets
 import torch
 import transformers
 from model import KEPT_DENSE, build_config, build_model, forecast_errors, keep_forecast, mse_loss
-from protocol import BenchmarkTrainer, EpochClock, training_arguments
+from protocol import BenchmarkTrainer, TrainingClock, training_arguments
 from settings import Settings
 from torch import nn
 from transformers import TrainerCallback, set_seed
@@ -33,10 +33,19 @@ def train_one(method: str, settings: Settings, splits: Splits) -> dict[str, Any]
     """
     if method not in METHODS:
         raise ValueError(f"method: must be one of {METHODS}, got {method!r}.")
+    folder = Path(settings.output) / method
+    trainer, clock = make_trainer(method, settings, splits, folder)
+    trainer.train()
+    return make_record(method, settings, splits, folder, trainer, clock)
+
+
+def make_trainer(
+    method: str, settings: Settings, splits: Splits, folder: Path
+) -> tuple[BenchmarkTrainer, TrainingClock]:
+    """Returns a Trainer of the seeded model, ready to train into `folder`, and the clock among its callbacks."""
     set_seed(settings.seed)
-    folder, clock = Path(settings.output) / method, EpochClock()
+    clock = TrainingClock()
     model: Any = build_model(model_config(settings), settings.mend_attention)
-    dense_parameters = parameter_counts(model)[0]
     callbacks: list[TrainerCallback] = [clock]
     if method == "oialr":
         model, callback = factorise(model, settings, folder / "trace.jsonl")
@@ -51,15 +60,23 @@ def train_one(method: str, settings: Settings, splits: Splits) -> dict[str, Any]
         preprocess_logits_for_metrics=keep_forecast,
         callbacks=callbacks,
     )
-    trainer.train()
+    return trainer, clock
+
+
+def make_record(
+    method: str, settings: Settings, splits: Splits, folder: Path, trainer: BenchmarkTrainer, clock: TrainingClock
+) -> dict[str, Any]:
+    """Evaluates and saves the trained model and returns the record that `train_one` describes."""
+    model: Any = trainer.model
     test = trainer.evaluate(cast(Any, splits.test), metric_key_prefix="test")
     model.save_pretrained(folder)
+    dense_parameters = parameter_counts(build_model(model_config(settings), settings.mend_attention))[0]
     return {
         "method": method,
         "validation_mse": [entry["eval_mse"] for entry in trainer.state.log_history if "eval_mse" in entry],
         "test_mse": test["test_mse"],
         "test_mae": test["test_mae"],
-        "seconds_per_step": clock.seconds / trainer.state.global_step,
+        "seconds_per_step": clock.seconds / clock.steps,
         "steps": trainer.state.global_step,
         "ranks": model.base_model.ranks() if method == "oialr" else None,
         "protocol": splits.protocol,
@@ -86,6 +103,7 @@ def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Mod
         update_interval=settings.update_interval,
         sigma_cutoff=settings.sigma_cutoff,
         layer_step=settings.layer_step,
+        moments=cast(Any, settings.moments),
         train_rest=True,
         exclude_modules=KEPT_DENSE,
     )

@@ -139,8 +139,8 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
     def _own_base(self, free: bool) -> None:
         if free:
             empty = self.base_weight.detach().new_empty(0)
-            # Not by assignment: PEFT's low_cpu_mem_usage makes every assigned Parameter a meta tensor, and the device of
-            # the base weight is where adapters are moved to.
+            # Not by assignment: PEFT's low_cpu_mem_usage makes every assigned Parameter a meta tensor, and adapters
+            # are moved to the device of the base weight.
             self.get_base_layer()._parameters["weight"] = nn.Parameter(empty, requires_grad=False)
 
     def _freed_message(self, wish: str) -> str:

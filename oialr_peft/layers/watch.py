@@ -48,8 +48,8 @@ class UpdateWatch:
             self._warned = True
             warnings.warn(
                 f"{self._steps} optimizer steps were taken, but no OIALR update was made; one was due by step "
-                f"{self.limit}. Ranks and bases stay as they are. Pass `callbacks=[OIALRCallback()]` to the Trainer, or "
-                "call `updater.step()` of an `OIALRUpdater(model, optimizer)` after every `optimizer.step()`.",
+                f"{self.limit}. Ranks and bases stay as they are. Pass `callbacks=[OIALRCallback()]` to the Trainer, "
+                "or call `updater.step()` of an `OIALRUpdater(model, optimizer)` after every `optimizer.step()`.",
                 OIALRWarning,
                 stacklevel=4,
             )

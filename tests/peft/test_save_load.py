@@ -212,7 +212,7 @@ def test_a_damaged_file_is_refused_and_the_live_model_unchanged(change, words, t
 
 def test_a_file_of_another_architecture_is_refused(tmp_path):
     get_peft_model(tiny_llama(), OIALRConfig()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="layers that this model lacks: model.layers.0"):
+    with pytest.raises(ValueError, match=r"layers that this model lacks: model\.layers\.0"):
         PeftModel.from_pretrained(tiny_bert(), tmp_path)
 
 

@@ -153,7 +153,7 @@ def test_a_frozen_adapter_and_a_foreign_optimizer_are_refused(mlp):
         OIALRUpdater(model, torch.optim.AdamW(model.base_model.model.score.parameters()))
     optimizer = torch.optim.AdamW(model.parameters())
     model.requires_grad_(False)
-    with pytest.raises(ValueError, match="is frozen .*is_trainable=True"):
+    with pytest.raises(ValueError, match=r"is frozen .*is_trainable=True"):
         OIALRUpdater(model, optimizer)
 
 

@@ -1,0 +1,76 @@
+"""Imports point downwards: a file imports from its own folder and from lower levels only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import oialr_peft
+
+
+PACKAGE = Path(oialr_peft.__file__).parent
+LEVELS = {
+    "errors": 0,
+    "schedule": 0,
+    "svd": 0,
+    "config": 1,
+    "moments": 1,
+    "layers": 2,
+    "checkpoint": 3,
+    "update": 3,
+    "model": 4,
+    "analysis": 5,
+    "report": 5,
+    "updater": 5,
+    "callback": 6,
+    "registry": 6,
+    "__init__": 7,
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def area(path: Path) -> str:
+    """The name in LEVELS of a file: its folder in the package, or the file itself."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The areas of the package that a file imports, at module level or inside functions; not for type checking only."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    depth, found = len(path.relative_to(PACKAGE).parts), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and node.level == depth:
+            found.update([node.module.split(".")[0]] if node.module else [alias.name for alias in node.names])
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    level = LEVELS[area(path)]
+    wrong = {name for name in imported(path) if name != area(path) and LEVELS[name] >= level}
+    assert wrong == set()
+
+
+def test_the_rule_looks_at_something():
+    assert imported(PACKAGE / "update.py") == {"config", "errors", "layers", "moments", "svd"}
+    assert imported(PACKAGE / "layers" / "base.py") == {"svd"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "svd").glob("*.py")), ids=lambda path: path.name)
+def test_the_maths_knows_neither_modules_nor_peft_nor_processes(path):
+    text = path.read_text()
+    for forbidden in (
+        "torch.nn",
+        "from torch import nn",
+        "import peft",
+        "from peft",
+        "torch.distributed",
+        "import transf",
+    ):
+        assert forbidden not in text.split('"""', 2)[2]
