@@ -73,8 +73,8 @@ class OIALRCallback(TrainerCallback, ExportableState):
 def _calling_handler() -> CallbackHandler | None:
     """The Trainer's CallbackHandler that is calling this callback.
 
-    TensorBoard, W&B and others take logs from the handler's `on_log` event alone, and callbacks are given no reference to it
-    or to the Trainer. It is the caller of every callback event, so the call stack names it.
+    TensorBoard, W&B and others take logs from the handler's `on_log` event alone, and callbacks are given no reference
+    to it or to the Trainer. It is the caller of every callback event, so the call stack names it.
     """
     frame = sys._getframe()
     while frame is not None:

@@ -34,6 +34,7 @@ class UpdateReport:
     trainable_parameters: int = 0
 
     def as_dict(self) -> dict:
+        """Every field, ready for JSON."""
         return asdict(self)
 
     def as_logs(self) -> dict[str, float]:

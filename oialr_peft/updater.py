@@ -73,6 +73,7 @@ class OIALRUpdater:
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a `state_dict()`; load the adapter and the optimizer's state as well."""
         self.steps = int(state["steps"])
 
     def _check_optimizer(self) -> None:

@@ -35,7 +35,7 @@ def area(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """The areas of the package that a file imports, at module level or inside functions; not for type checking only."""
+    """The areas of the package that a file imports, at module level or inside functions, not for type checking."""
     tree = ast.parse(path.read_text())
     skipped = {
         id(inner)

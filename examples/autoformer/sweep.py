@@ -1,9 +1,10 @@
-"""A grid of runs (methods x learning rates x seeds), two single-threaded processes at a time, resumable.
+"""Dense against OIALR over learning rates and seeds, two single-threaded processes at a time, resumable.
 
-    python sweep.py --data path/to/ETTm2.csv.gz --methods dense,oialr --rates 5e-5,1e-4 --seeds 1,2,3
+    python sweep.py --data ETTm2.csv.gz --delay 1400 --rates 1e-4,3e-4,1e-3 --seeds 0,1,2 --output sweep
 
-A cell whose result exists is not run again. All other flags are handed to run.py.
-The learning rate of each method is chosen by the mean validation MSE after the last epoch, never by test figures.
+Both methods run with every learning rate at the first seed; each keeps the rate with the lowest validation MSE after
+the last epoch, and runs with that one at the other seeds. Test figures choose nothing. A pair of runs shares its
+full-rank phase (branch.py). What has a results.json is not run again; all other flags are handed on.
 """
 
 import json
@@ -11,8 +12,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, cast
@@ -20,94 +20,91 @@ from typing import Any, cast
 from report import write_json
 from settings import Settings, option
 from tqdm.auto import tqdm
+from train import METHODS
 from transformers import HfArgumentParser
 
 
-FIGURES = (
-    "test_mse",
-    "test_mae",
-    "trainable_parameters",
-    "trainable_percent",
-    "parameters_held",
-    "bytes_on_disk",
-    "seconds_per_step",
-)
+FIGURES = ("test_mse", "test_mae", "trainable_parameters", "trainable_percent", "parameters_held", "bytes_on_disk")
+# One thread each. glibc gives large buffers back to the system after every use; keeping them saves a fifth of a step.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+}
 
 
 @dataclass
 class Grid:
-    """The cells of the sweep."""
+    """The runs of the sweep."""
 
-    output: str = option("autoformer-sweep", "Folder for the cells' folders and the aggregated results.json.")
-    methods: str = option("dense,oialr", "Comma-separated methods.")
-    rates: str = option("1e-4", "Comma-separated learning rates.")
-    seeds: str = option("2021,2022,2023", "Comma-separated seeds.")
+    output: str = option("autoformer-sweep", "Folder for the runs' folders and the aggregated results.json.")
+    rates: str = option("1e-4,3e-4,1e-3", "Comma-separated learning rates.")
+    seeds: str = option("0,1,2", "Comma-separated seeds; rates are compared at the first.")
     workers: int = option(2, "Processes at a time, one thread each.")
 
+    def folder(self, method: str, rate: str, seed: str) -> Path:
+        return Path(self.output) / f"{method}-{rate}-{seed}"
 
-@dataclass(frozen=True)
-class Cell:
-    """One run: its place in the grid, its command-line flags and the settings they mean."""
-
-    method: str
-    rate: str
-    seed: str
-    folder: Path
-    flags: list[str]
-    settings: Settings
+    def record(self, method: str, rate: str, seed: str) -> dict[str, Any]:
+        """Returns the record of a finished run."""
+        return json.loads((self.folder(method, rate, seed) / "results.json").read_text())["runs"][0]
 
 
-def make_cells(grid: Grid, flags: list[str]) -> list[Cell]:
-    """Returns the cells of `grid`; `flags` are those of run.py, the same for all cells.
+def check_flags(flags: list[str]) -> None:
+    """Refuses flags that the sweep sets itself, and those that no run knows, before anything is run.
 
     Raises:
-        ValueError: `flags` set what the grid sets.
+        ValueError: naming the flag.
     """
-    taken = [flag for flag in flags if flag.split("=")[0] in ("--learning_rate", "--seed")]
-    if taken:
-        raise ValueError(f"{taken[0]}: the grid sets it for every cell; use --rates and --seeds.")
-    cells = []
-    for method, rate, seed in product(grid.methods.split(","), grid.rates.split(","), grid.seeds.split(",")):
-        folder = Path(grid.output) / f"{method}-{rate}-{seed}"
-        own = [*flags, "--learning_rate", rate, "--seed", seed, "--output", str(folder)]
-        (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses(own)
-        cells.append(Cell(method, rate, seed, folder, [*own, "--methods", method], settings))
-    return cells
+    for flag in flags:
+        if flag.split("=")[0] in ("--learning_rate", "--seed", "--trunk"):
+            raise ValueError(f"{flag}: the sweep sets it for every run; use --rates, --seeds and --output.")
+    HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses(flags)
 
 
-def run_cell(cell: Cell) -> None:
-    """Runs one cell as a process of its own unless its results.json exists; its log lies in its folder.
+def run_pair(grid: Grid, rate: str, seed: str, flags: list[str], methods: set[str]) -> None:
+    """Runs branch.py for one learning rate and seed unless the results are there; its log lies beside them.
 
     Raises:
-        ValueError: there is a result, but of other settings.
         RuntimeError: the process failed; the message names its log.
     """
-    result, log_file = cell.folder / "results.json", cell.folder / "log.txt"
-    if result.exists():
-        if json.loads(result.read_text())["settings"] != asdict(cell.settings):
-            raise ValueError(f"{result}: must come from the same settings, it does not; give another --output.")
+    dense, oialr = (grid.folder(method, rate, seed) for method in METHODS)
+    wanted = {"dense": dense, "oialr": oialr}
+    if all((wanted[method] / "results.json").exists() for method in methods):
         return
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name("run.py")), *cell.flags]
-    with open(log_file, "w") as log:
-        code = subprocess.call(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    dense.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(Path(__file__).with_name("branch.py")), *flags, "--learning_rate", rate]
+    command += ["--seed", seed, "--trunk", str(dense), "--output", str(oialr)]
+    command += [] if "oialr" in methods else ["--trunk_only"]
+    with open(dense / "log.txt", "a") as log:
+        code = subprocess.call(command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT})
     if code:
-        raise RuntimeError(f"{cell.folder.name}: the run must end with code 0, got {code}; read {log_file}.")
+        raise RuntimeError(f"{dense.name}: the run must end with code 0, got {code}; read {dense / 'log.txt'}.")
 
 
-def aggregate(cells: list[Cell]) -> dict[str, Any]:
-    """Returns every run and, per method, the learning rate chosen on validation with mean and spread over seeds."""
-    results = [json.loads((cell.folder / "results.json").read_text()) for cell in cells]
-    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for cell, result in zip(cells, results, strict=True):
-        groups.setdefault(cell.method, {}).setdefault(cell.rate, []).append(result["runs"][0])
-    chosen = {}
-    for method, by_rate in groups.items():
-        validation = {rate: mean(run["validation_mse"][-1] for run in runs) for rate, runs in by_rate.items()}
-        best = min(validation, key=validation.__getitem__)
-        chosen[method] = {"learning_rate": best, "validation_mse": validation, **spread(by_rate[best])}
-    runs = [result["runs"][0] for result in results]
-    return {"chosen": chosen, "trivial predictors": results[0]["trivial predictors"], "runs": runs}
+def validation(grid: Grid) -> dict[str, dict[str, float]]:
+    """Returns, per method, the validation MSE after the last epoch of every learning rate at the first seed."""
+    rates, first = grid.rates.split(","), grid.seeds.split(",")[0]
+    return {
+        method: {rate: grid.record(method, rate, first)["validation_mse"][-1] for rate in rates} for method in METHODS
+    }
+
+
+def aggregate(grid: Grid, chosen: dict[str, str]) -> dict[str, Any]:
+    """Returns every run and, per method, the chosen learning rate with mean and spread over seeds."""
+    rates, seeds = grid.rates.split(","), grid.seeds.split(",")
+    runs = {method: [grid.record(method, rate, seed) for seed in seeds] for method, rate in chosen.items()}
+    others = [grid.record(m, rate, seeds[0]) for m in METHODS for rate in rates if rate != chosen[m]]
+    first = grid.folder("dense", rates[0], seeds[0]) / "results.json"
+    compared = validation(grid)
+    methods = {m: {"learning_rate": chosen[m], "validation_mse": compared[m], **spread(runs[m])} for m in METHODS}
+    trivial = json.loads(first.read_text())["trivial predictors"]
+    return {
+        "chosen": methods,
+        "trivial predictors": trivial,
+        "runs": [*runs["dense"], *runs["oialr"]],
+        "others": others,
+    }
 
 
 def spread(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -120,15 +117,25 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"seeds": len(runs), **figures}
 
 
+def run_all(grid: Grid, jobs: list[tuple[str, str, set[str]]], flags: list[str], what: str) -> None:
+    """Runs (rate, seed, methods) jobs, `grid.workers` at a time."""
+    with ThreadPoolExecutor(grid.workers) as pool:
+        futures = [pool.submit(run_pair, grid, rate, seed, flags, methods) for rate, seed, methods in jobs]
+        for future in tqdm(futures, desc=what):
+            future.result()
+
+
 def main() -> None:
-    """Reads the command line, runs the missing cells and writes the aggregated results.json."""
+    """Reads the command line, runs what is missing and writes the aggregated results.json."""
     parser = HfArgumentParser(cast(Any, Grid), allow_abbrev=False)  # or --seed would be read as --seeds
     grid, flags = parser.parse_args_into_dataclasses(return_remaining_strings=True)
-    cells = make_cells(grid, flags)
-    with ThreadPoolExecutor(grid.workers) as pool:
-        for job in tqdm([pool.submit(run_cell, cell) for cell in cells], desc="runs"):
-            job.result()
-    write_json(Path(grid.output) / "results.json", aggregate(cells))
+    check_flags(flags)
+    first, *rest = grid.seeds.split(",")
+    run_all(grid, [(rate, first, set(METHODS)) for rate in grid.rates.split(",")], flags, "learning rates")
+    chosen = {method: min(by_rate, key=by_rate.__getitem__) for method, by_rate in validation(grid).items()}
+    methods = {rate: {m for m in METHODS if chosen[m] == rate} for rate in set(chosen.values())}
+    run_all(grid, [(rate, seed, methods[rate]) for seed in rest for rate in sorted(methods)], flags, "seeds")
+    write_json(Path(grid.output) / "results.json", aggregate(grid, chosen))
 
 
 if __name__ == "__main__":
