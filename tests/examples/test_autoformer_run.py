@@ -1,0 +1,76 @@
+"""The example's commands, run as a user runs them, on small settings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "autoformer"
+SMALL = ["--d_model", "16", "--max_steps", "24", "--delay", "10", "--update_interval", "3", "--layer_step", "0.5"]
+
+
+def run(script: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLE / script), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("run")
+    result = run("run.py", folder, *SMALL, "--output", "out")
+    assert result.returncode == 0, result.stderr
+    return folder / "out", result.stdout
+
+
+def runs(folder: Path) -> dict[str, dict]:
+    return {run["method"]: run for run in json.loads((folder / "results.json").read_text())["runs"]}
+
+
+def test_one_run_compares_both_methods_and_the_trivial_predictors(comparison: tuple[Path, str]) -> None:
+    folder, printed = comparison
+    for row in ("dense", "oialr", "context mean", "persistence", "test MSE", "trainable"):
+        assert row in printed
+    records = runs(folder)
+    assert records["oialr"]["trainable_parameters"] < records["dense"]["trainable_parameters"]
+    assert records["oialr"]["steps"] == records["dense"]["steps"] == 24
+    assert all(record["bytes_on_disk"] > 0 and record["seconds_per_step"] > 0 for record in records.values())
+    assert (folder / "ranks.png").stat().st_size > 5000
+    assert len((folder / "oialr" / "trace.jsonl").read_text().splitlines()) == 5
+    assert (folder / "oialr" / "adapter_model.safetensors").exists()
+    assert (folder / "dense" / "model.safetensors").exists()
+
+
+def test_runs_that_share_their_full_rank_phase_are_the_separate_runs_bit_for_bit(
+    comparison: tuple[Path, str], tmp_path: Path
+) -> None:
+    result = run("branch.py", tmp_path, *SMALL, "--trunk", "trunk", "--output", "branch")
+    assert result.returncode == 0, result.stderr
+    separate = runs(comparison[0])
+    for method, folder in (("dense", "trunk"), ("oialr", "branch")):
+        shared = runs(tmp_path / folder)[method]
+        for figure in ("validation_mse", "test_mse", "test_mae", "trainable_parameters", "parameters_held", "ranks"):
+            assert shared[figure] == separate[method][figure], (method, figure)
+
+
+def test_bad_input_ends_before_training_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "series.csv").write_text("date,HUFL\n2020-01-01 00:00:00,1.0\n")
+    result = run("run.py", tmp_path, "--data", "series.csv", "--output", "out")
+    assert result.returncode != 0
+    assert "ValueError" in result.stderr
+    assert "HULL" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_real_series_end_to_end(ett_file: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(ett_file), "--max_steps", "60", "--delay", "20", "--update_interval", "10"]
+    result = run("run.py", tmp_path, *flags, "--output", "out")
+    assert result.returncode == 0, result.stderr
+    records = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert records["trivial predictors"]["context mean"]["mse"] == pytest.approx(0.2294, abs=5e-5)
+    assert all(run["test_mse"] < 0.4 for run in records["runs"])
