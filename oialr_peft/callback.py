@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+import weakref
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from .analysis.trace import append_report
+from .errors import OIALRWarning
 from .update import UpdateReport
 from .updater import OIALRUpdater
 
@@ -33,10 +37,19 @@ class OIALRCallback(TrainerCallback, ExportableState):
         self.trace = None if trace is None else os.fspath(trace)
         self.progress: dict[str, int] = {"steps": 0}
         self.updater: OIALRUpdater | None = None
+        self._model: weakref.ref | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.updater = OIALRUpdater(kwargs["model"], kwargs["optimizer"])
-        self.updater.load_state_dict(self._saved_progress(state))
+        handler = _calling_handler()
+        if handler is not None and sum(isinstance(c, OIALRCallback) for c in handler.callbacks) > 1:
+            raise ValueError("The Trainer has several OIALRCallbacks; every update would be made twice. Pass one.")
+        model = kwargs["model"]
+        self.updater = OIALRUpdater(model, kwargs["optimizer"])
+        self.updater.load_state_dict(self._progress_of(model, state))
+        self._model = weakref.ref(model)
+        if self.updater.steps == 0 and self.trace is not None:
+            Path(self.trace).unlink(missing_ok=True)  # a new run; lines of an earlier one would stay in front
+        self._warn_if_too_short(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.updater is None:
@@ -50,15 +63,30 @@ class OIALRCallback(TrainerCallback, ExportableState):
         """What the Trainer writes into its checkpoints' trainer_state.json."""
         return {"args": {"trace": self.trace}, "attributes": {"progress": self.progress}}
 
-    def _saved_progress(self, state: Any) -> dict[str, int]:
-        """The step count in the Trainer's state: the checkpoint's when resuming, else this callback's own.
+    def _progress_of(self, model: Any, state: Any) -> dict[str, int]:
+        """The step count to go on from: the checkpoint's when resuming, this callback's for the same model, else 0.
 
         The Trainer restores callbacks by itself only if `restore_callback_states_from_checkpoint` is set, so it is
         read here. A checkpoint made without this callback counts the Trainer's steps.
         """
+        if state.global_step == 0:
+            known = self._model is not None and self._model() is model
+            return self.progress if known else {"steps": 0}
         saved = state.stateful_callbacks.get(type(self).__name__)
         saved = saved[0] if isinstance(saved, list) else saved
         return saved["attributes"]["progress"] if saved else {"steps": state.global_step}
+
+    def _warn_if_too_short(self, state: Any) -> None:
+        assert self.updater is not None
+        first = self.updater.config.delay or self.updater.config.update_interval
+        last = self.updater.steps + state.max_steps - state.global_step
+        if last < first:
+            warnings.warn(
+                f"This run ends at optimizer step {last}, before the first OIALR update at step {first}: nothing "
+                "will be cut. Lower `delay` or `update_interval`, or train longer.",
+                OIALRWarning,
+                stacklevel=2,
+            )
 
     def _log(self, report: UpdateReport, args: Any, state: Any, control: Any) -> None:
         if self.trace is not None:

@@ -81,7 +81,11 @@ def check_file(
         )
     if not config.train_rest:
         return
+    live = {key.removeprefix(PEFT_PREFIX): value for key, value in model.state_dict().items()}
     rest = {key.removeprefix(PEFT_PREFIX) for key in rest_keys(model, model.state_dict())}
+    for key, tensor in state_dict.items():
+        if (name := key.removeprefix(PEFT_PREFIX)) in rest:
+            _check_shape(name, tensor, tuple(live[name].shape))
     if missing := sorted(rest - tensors):
         raise ValueError(
             f"The adapter was trained with `train_rest`, but its file lacks {len(missing)} tensors of the rest, first "

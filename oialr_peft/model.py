@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,12 +17,10 @@ from .config import OIALRConfig
 from .layers import OIALRLayer, TargetSelection, select_targets, wrap
 from .layers.targets import initial_rank
 from .layers.watch import UpdateWatch
-from .svd import Factors, rotate, rotate_lowrank, working_dtype
+from .svd import Factors, decompose, working_dtype
 
 
 logger = logging.getLogger(__name__)
-
-INIT_SEED = 2401  # of the randomised initialisation; fixed so that it repeats anywhere
 
 
 class OIALRModel(BaseTuner):
@@ -50,17 +49,35 @@ class OIALRModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         del self._progress
         logger.info("%s", self.selection)
-        first = next(layer for _, layer in oialr_layers(model) if layer.holds(adapter_name))
-        first.watches[adapter_name] = UpdateWatch(first, adapter_name, config.delay + config.update_interval)
+        for first in [layer for _, layer in oialr_layers(model) if layer.holds(adapter_name)][:1]:
+            first.watches[adapter_name] = UpdateWatch(first, adapter_name, config.delay + config.update_interval)
 
     def _post_injection_hook(self, model: nn.Module, config: OIALRConfig, adapter_name: str) -> None:
         if config.train_rest and hasattr(model, "tie_weights"):
             # PEFT's low_cpu_mem_usage replaces every loaded Parameter by its own, tied ones too.
-            self.register_load_state_dict_post_hook(lambda module, _: module.model.tie_weights())
+            self.register_load_state_dict_post_hook(_tie_weights)
+
+    def disable_adapter_layers(self) -> None:
+        self._check_base_is_intact("disabling the adapter")
+        super().disable_adapter_layers()
+
+    def unload(self) -> nn.Module:
+        self._check_base_is_intact("unloading the adapter")
+        return super().unload()
+
+    def _check_base_is_intact(self, wish: str) -> None:
+        for _, layer in oialr_layers(self.model):
+            layer.check_base(wish)
+        if any(getattr(config, "train_rest", False) for config in self.peft_config.values()):
+            raise RuntimeError(
+                f"With `train_rest` the rest of the model was trained too, so {wish} would not give the base model "
+                "back. Load the base model again, or create the adapter with OIALRConfig(train_rest=False)."
+            )
 
     def delete_adapter(self, adapter_name: str) -> None:
         for _, layer in oialr_layers(self.model):
-            layer.check_deletable(adapter_name)  # all of them before PEFT deletes from any
+            if layer.holds(adapter_name):  # all of them before PEFT deletes from any
+                layer.check_base(f"deleting the adapter {adapter_name!r}")
         super().delete_adapter(adapter_name)
 
     def _check_new_adapter_config(self, config: OIALRConfig) -> None:
@@ -90,6 +107,8 @@ class OIALRModel(BaseTuner):
             found = BaseTuner._check_target_module_exists(probe, name)
             return None if type(found).__name__ == "_ExcludedModule" else bool(found)
 
+        if peft_config.train_rest:
+            _refuse_tied_modules_to_save(model, peft_config)
         self.selection = select_targets(model, peft_config, matches)
         self._progress.total = len(self.selection.chosen)
         if peft_config.target_modules is None:
@@ -188,7 +207,7 @@ class OIALRModel(BaseTuner):
 def oialr_layers(model: nn.Module) -> list[tuple[str, OIALRLayer]]:
     """The OIALR layers of a model in its order, named as in the base model."""
     return [
-        (name.removeprefix("base_model.model."), module)
+        (name.replace("_orig_mod.", "").removeprefix("base_model.model."), module)
         for name, module in model.named_modules()
         if isinstance(module, OIALRLayer)
     ]
@@ -205,21 +224,34 @@ def active_layers(model: nn.Module) -> list[tuple[str, OIALRLayer, str]]:
 
 
 def _with_target(config: OIALRConfig, name: str) -> OIALRConfig:
-    """The config as if it targeted `name`, to ask PEFT whether the name is excluded."""
+    """The config as if it targeted `name`, to ask PEFT whether the name is excluded or its layer index left out."""
     probe = copy.copy(config)
-    probe.target_modules = {name}
+    probe.target_modules = {name.rpartition(".")[2]}  # PEFT looks at the layer index of suffix matches only
     return probe
+
+
+def _refuse_tied_modules_to_save(model: nn.Module, config: OIALRConfig) -> None:
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in (config.modules_to_save or ()) and any(
+            uses[id(parameter)] > 1 for parameter in module.parameters()
+        ):
+            raise ValueError(
+                f"`modules_to_save` names '{name}', whose weight is tied to another's, together with `train_rest`. "
+                "The rest is trained and saved anyway: leave it out of `modules_to_save`."
+            )
+
+
+def _tie_weights(tuner: OIALRModel, _: Any) -> None:
+    tuner.model.tie_weights()
 
 
 def _decompose(weight: torch.Tensor, name: str, config: OIALRConfig, dtype: torch.dtype) -> Factors:
     rank = initial_rank(name, tuple(weight.shape), config)
-    if config.init == "lowrank":
-        rotation = rotate_lowrank(weight, rank, seed=INIT_SEED)
-    else:
-        rotation = rotate(weight)
+    rotation = decompose(weight, rank, config.init)
     if rotation is None:
         raise RuntimeError(f"The SVD of '{name}' {tuple(weight.shape)} did not converge with any driver.")
-    factors = rotation.cut(rank).factorise(dtype)
+    factors = rotation.factorise(dtype)
     if not config.init_weights:
         noise = torch.randn_like(factors.sigma) * rotation.singular_values[0] / rank**0.5
         factors = factors._replace(sigma=factors.sigma + noise)

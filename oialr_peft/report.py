@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -16,8 +17,10 @@ from .svd.contraction import forward_multiplications
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer. Parameters and bytes count what is held (u, sigma and vh, or the dense weight; biases apart), FLOPs
-    are those of the forward pass per input row (two per multiplication)."""
+    """One layer: its parameters, bytes and forward FLOPs per input row (two per multiplication), biases apart.
+
+    What counts as held: u, sigma and vh, or the dense weight; and the dense base weight where it is kept.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -42,12 +45,12 @@ class RankReport:
 
     def __str__(self) -> str:
         table = Table(title="OIALR ranks", caption=self._caption(), caption_justify="left")
-        table.add_column("layer")
+        table.add_column("layer", overflow="fold")
         for heading in ("shape", "rank", "trainable", "held", "of dense", "FLOPs of dense"):
             table.add_column(heading, justify="right")
         for layer in self.layers:
             table.add_row(
-                layer.name,
+                escape(layer.name),
                 "x".join(map(str, layer.shape)),
                 str(layer.rank),
                 f"{layer.trainable:,}",
@@ -87,6 +90,7 @@ def rank_report(model: nn.Module) -> RankReport:
 def _layer_report(name: str, layer: OIALRLayer, adapter: str) -> LayerReport:
     rows, cols = layer.weight_shape
     held = list(layer.factors(adapter)) if layer.is_factored(adapter) else [layer.parameter(adapter)]
+    held += [layer.base_weight]  # empty once freed
     rank = layer.rank(adapter)
     multiplications = forward_multiplications(cols, rank, rows) if layer.is_factored(adapter) else rows * cols
     return LayerReport(

@@ -12,7 +12,7 @@ from .errors import OIALRWarning
 from .layers import OIALRLayer
 from .layers.targets import initial_rank
 from .moments import MomentCarrier
-from .svd import Rotation, rotate, select_rank
+from .svd import decompose, select_rank
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,22 @@ def update_bases(
         if not dense and name not in due:
             continue
         parameter = layer.parameter(adapter)
-        rotation = rotate(parameter)
+        before, energy = layer.rank(adapter), float(parameter.detach().float().square().sum())
+        start = initial_rank(name, layer.weight_shape, config) if dense else before
+        rotation = decompose(parameter, start, config.init if dense else "svd")
         if rotation is None:
             skipped.append(name)
             continue
-        before = layer.rank(adapter)
-        kept = rotation.cut(_rank_to_keep(rotation, name, layer, config, dense=dense, due=name in due))
+        kept = rotation
+        if name in due:
+            full = min(layer.weight_shape)
+            kept = rotation.cut(select_rank(rotation.singular_values, full, config.rank_rule))
         layer.apply_rotation(adapter, kept)
         carrier.carry(parameter, kept, was_dense=dense)
         factorised |= dense
         if kept.rank < before:
             changed[name] = [before, kept.rank]
-            dropped[name] = _share(rotation, kept.rank)
+            dropped[name] = max(0.0, 1 - float(kept.singular_values.square().sum()) / energy)
     _warn_skipped(skipped, step)
     return UpdateReport(
         step=step,
@@ -96,21 +100,6 @@ def update_bases(
         skipped=skipped,
         trainable_parameters=sum(layer.parameter(adapter).numel() for _, layer, adapter in layers),
     )
-
-
-def _rank_to_keep(
-    rotation: Rotation, name: str, layer: OIALRLayer, config: OIALRConfig, *, dense: bool, due: bool
-) -> int:
-    """The configured inner rank at factorisation; then, where a cut is due, what the rank rule says."""
-    start = initial_rank(name, layer.weight_shape, config) if dense else rotation.rank
-    if not due:
-        return start
-    return select_rank(rotation.singular_values[:start], min(layer.weight_shape), config.rank_rule)
-
-
-def _share(rotation: Rotation, rank: int) -> float:
-    energy = rotation.singular_values.double().square()
-    return float(energy[rank:].sum() / energy.sum().clamp_min(1e-300))
 
 
 def _warn_skipped(skipped: list[str], step: int) -> None:

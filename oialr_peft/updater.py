@@ -56,11 +56,12 @@ class OIALRUpdater:
     def step(self) -> UpdateReport | None:
         """Count one optimizer step; where an update is due after it, make it and report it.
 
-        A step that Accelerate's gradient scaler skipped is not counted.
+        Calls inside an accumulation window of Accelerate and steps that its gradient scaler skipped are not counted.
         """
         if self._watch is not None:
             self._watch.reset()
-        if getattr(self.optimizer, "step_was_skipped", False):
+        window = getattr(self.optimizer, "gradient_state", None)
+        if getattr(self.optimizer, "step_was_skipped", False) or not getattr(window, "sync_gradients", True):
             return None
         self.steps += 1
         number = self.config.schedule.update_number(self.steps)
@@ -84,6 +85,8 @@ class OIALRUpdater:
             raise ValueError(
                 f"The OIALR adapter is frozen ('{frozen[0]}'). Load it with `is_trainable=True` to train it further."
             )
+        if merged := [name for name, layer, _ in self.layers if layer.merged]:
+            raise ValueError(f"The OIALR adapter is merged ('{merged[0]}'). Call `unmerge_adapter()` to train it.")
         if missing := [name for name, p in parameters.items() if id(p) not in held]:
             raise ValueError(
                 f"The optimizer does not hold the OIALR parameters of {len(missing)} of {len(parameters)} layers, "

@@ -107,8 +107,6 @@ def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Mod
         train_rest=True,
         exclude_modules=KEPT_DENSE,
     )
-    trace.parent.mkdir(parents=True, exist_ok=True)
-    trace.unlink(missing_ok=True)  # traces are appended to: an earlier run into the same folder would stay in front
     return get_peft_model(model, config), OIALRCallback(trace=str(trace))
 
 

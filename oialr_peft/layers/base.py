@@ -100,6 +100,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
 
     def match_rank(self, adapter: str, rank: int | None) -> None:
         """Give the adapter the tensors of `rank` (`None` = dense), unfilled: a file is about to be loaded."""
+        self._unfilled.discard(adapter)
         if not self.holds(adapter) or (rank == self.rank(adapter) if self.is_factored(adapter) else rank is None):
             return
         parameter = self.parameter(adapter)
@@ -116,12 +117,9 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             self.oialr_vh[adapter] = parameter.detach().new_zeros(rank, cols)
             resize_parameter(parameter, parameter.new_zeros(rank, rank))
 
-    def check_deletable(self, adapter_name: str) -> None:
-        if self.holds(adapter_name) and self.base_is_freed:
-            raise RuntimeError(self._freed_message(f"deleting the adapter {adapter_name!r}"))
-
     def delete_adapter(self, adapter_name: str) -> None:
-        self.check_deletable(adapter_name)
+        if self.holds(adapter_name):
+            self.check_base(f"deleting the adapter {adapter_name!r}")
         self._unfilled.discard(adapter_name)
         super().delete_adapter(adapter_name)
 
@@ -134,7 +132,16 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
 
     @property
     def base_is_freed(self) -> bool:
-        return self.base_weight.numel() == 0
+        weight = self._unmerged_weight if self.merged else self.base_weight
+        return weight is not None and weight.numel() == 0
+
+    def check_base(self, wish: str) -> None:
+        """Raise if the dense base weight, which `wish` needs, was freed."""
+        if self.base_is_freed:
+            raise RuntimeError(
+                f"The dense base weight of this {type(self.get_base_layer()).__name__} was freed, so {wish} is "
+                "impossible. Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
+            )
 
     def _own_base(self, free: bool) -> None:
         if free:
@@ -143,15 +150,9 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             # are moved to the device of the base weight.
             self.get_base_layer()._parameters["weight"] = nn.Parameter(empty, requires_grad=False)
 
-    def _freed_message(self, wish: str) -> str:
-        return (
-            f"The dense base weight of this {type(self.get_base_layer()).__name__} was freed, so {wish} is "
-            "impossible. Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
-        )
-
     def enable_adapters(self, enabled: bool) -> None:
-        if not enabled and self.base_is_freed:
-            raise RuntimeError(self._freed_message("disabling the adapter"))
+        if not enabled:
+            self.check_base("disabling the adapter")
         super().enable_adapters(enabled)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -183,9 +184,12 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., n_in) to (..., n_out), in the dtype of x; under autocast in autocast's dtype."""
         names = [name for name in self.active_adapters if self.holds(name)]
-        if self.disable_adapters or self.merged or not names:
-            if self.base_is_freed:
-                raise RuntimeError(self._freed_message("running the layer without an adapter"))
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or not names:
+            self.check_base("running the layer without an adapter")
             return self.base_layer(x, *args, **kwargs)
         adapter = self._only(names)
         parameter = self.parameter(adapter)
@@ -225,6 +229,9 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
                 self.match_rank(adapter, sigma.shape[0])
             elif f"{prefix}oialr_weight.{adapter}" in state_dict:
                 self.match_rank(adapter, None)
+        if self.base_is_freed and not self.merged:
+            # Savers that drop tensors sharing memory (Accelerate's save_state) take all empty weights for one.
+            state_dict.setdefault(f"{prefix}base_layer.weight", self.base_weight.detach())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ class Linear(OIALRLayer):
             return F.linear(x, self.oialr_weight[adapter], bias)
         u, sigma, vh = self.factors(adapter)
         y = contract(x, vh.T, sigma.T, u.T)
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.to(y.dtype)
 
     def _bias(self, x: torch.Tensor) -> torch.Tensor | None:
         bias = cast(torch.Tensor | None, self.get_base_layer().bias)
@@ -36,4 +36,4 @@ class Conv1D(Linear):
             return F.linear(x, self.oialr_weight[adapter].T, bias)
         u, sigma, vh = self.factors(adapter)
         y = contract(x, u, sigma, vh)
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.to(y.dtype)

@@ -18,6 +18,6 @@ def resize_parameter(parameter: nn.Parameter, data: torch.Tensor) -> None:
     """
     parameter.grad = None
     if parameter.shape != data.shape:
-        detour = torch.float64 if data.dtype != torch.float64 else torch.float32
+        detour = torch.bfloat16 if data.dtype == torch.float16 else torch.float16
         parameter.data = torch.empty(0, dtype=detour, device=data.device)
     parameter.data = data.detach()

@@ -58,7 +58,7 @@ def select_targets(model: nn.Module, config: OIALRConfig, matches: Callable[[str
             )
         return selection
     selection = (
-        _default(model, modules, matches) if config.target_modules is None else _named(modules, config, matches)
+        _default(model, modules, matches) if config.target_modules is None else _named(model, modules, config, matches)
     )
     for flag, index in (("keep_first_layer", 0), ("keep_last_layer", -1)):
         if getattr(config, flag) and selection.chosen:
@@ -83,19 +83,17 @@ def _default(
     model: nn.Module, modules: dict[str, nn.Module], matches: Callable[[str], bool | None]
 ) -> TargetSelection:
     selection = TargetSelection()
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    uses = _uses(model)
     body = getattr(model, "base_model_prefix", "")
     body = f"{body}." if body and isinstance(getattr(model, body, None), nn.Module) else ""
     get_output = getattr(model, "get_output_embeddings", None)
     output = get_output() if callable(get_output) else None
     for name, layer in modules.items():
         base = layer.get_base_layer() if isinstance(layer, OIALRLayer) else layer
-        if not isinstance(getattr(base, "weight", None), torch.Tensor) and not is_quantised(base):
-            continue
         reason = unsupported_reason(layer)
         if reason and not is_quantised(base):
-            # Norms, embeddings and convolutions are no news; a Linear that is passed over is.
-            if isinstance(base, nn.Linear):
+            # Norms and embeddings are no news; any other matrix that is passed over is.
+            if not isinstance(base, nn.Embedding) and any(p.ndim > 1 for p in base.parameters(recurse=False)):
                 selection.skipped[name] = reason
         elif not name.startswith(body) or base is output or name.rpartition(".")[2] in HEAD_NAMES:
             selection.skipped[name] = "output head"
@@ -103,12 +101,12 @@ def _default(
             selection.skipped[name] = "part of an embedding"
         elif uses[id(_weight(layer))] > 1:
             selection.skipped[name] = "its weight is tied to another layer's"
-        elif matches(name) is None:
+        elif (matched := matches(name)) is None:
             selection.skipped[name] = "excluded by the config"
-        elif _in_attention(modules, name):
-            selection.skipped[name] = (
-                "inside nn.MultiheadAttention, which reads the weight directly; not supported yet"
-            )
+        elif not matched:
+            selection.skipped[name] = "not among `layers_to_transform`"
+        elif reader := _direct_reader(modules, name):
+            selection.skipped[name] = f"inside nn.{reader}, which reads the weight directly; not supported yet"
         elif not reason and max(_shape(layer)) > SKINNY * min(_shape(layer)):
             selection.skipped[name] = f"skinny: {_shape(layer)}"
         else:
@@ -117,15 +115,21 @@ def _default(
 
 
 def _named(
-    modules: dict[str, nn.Module], config: OIALRConfig, matches: Callable[[str], bool | None]
+    model: nn.Module, modules: dict[str, nn.Module], config: OIALRConfig, matches: Callable[[str], bool | None]
 ) -> TargetSelection:
     selection = TargetSelection([name for name in modules if matches(name)])
-    uses = Counter(id(p) for m in modules.values() for p in m._parameters.values() if p is not None)
+    uses = _uses(model)
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for name in selection.chosen:
-        if _in_attention(modules, name):
+        if reader := _direct_reader(modules, name):
             raise ValueError(
-                f"Target module '{name}' is part of an nn.MultiheadAttention, which reads the weight directly and "
-                "would not see the adapter; it is not supported yet. Leave it out with `exclude_modules`."
+                f"Target module '{name}' is part of an nn.{reader}, which reads the weight directly and would not see "
+                "the adapter; it is not supported yet. Leave it out with `exclude_modules`."
+            )
+        if names[id(modules[name])] > 1:
+            raise ValueError(
+                f"Target module '{name}' stands in the model under several names, and only one of them would see the "
+                "adapter. Leave it out with `exclude_modules`."
             )
         if config.frees_base and uses[id(getattr(modules[name], "weight", None))] > 1:
             raise ValueError(
@@ -145,6 +149,11 @@ def _check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
             "share in (0, 1], or set `rank_pattern` for this layer."
         )
     weight = _weight(layer)
+    if weight.is_meta and not config.delay:
+        raise ValueError(
+            f"The weight of target module '{name}' is on the meta device (offloaded, or not loaded yet), so it cannot "
+            "be factorised. Load the model onto a real device first."
+        )
     if not weight.is_meta and not bool(torch.isfinite(weight).all()):
         raise ValueError(
             f"The weight of target module '{name}' has non-finite entries and cannot be factorised. Check the "
@@ -169,5 +178,12 @@ def _inside_adapter(model: nn.Module, name: str) -> bool:
     return False
 
 
-def _in_attention(modules: dict[str, nn.Module], name: str) -> bool:
-    return isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
+def _direct_reader(modules: dict[str, nn.Module], name: str) -> str | None:
+    """The kind of parent that reads its children's weights instead of calling them (in eval: torch's fast path)."""
+    parent = modules.get(name.rpartition(".")[0])
+    return type(parent).__name__ if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)) else None
+
+
+def _uses(model: nn.Module) -> Counter[int]:
+    """How often each parameter stands in the model, by id."""
+    return Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))

@@ -3,7 +3,7 @@
 from .contraction import contract
 from .factors import Factors, orthonormality_error, working_dtype
 from .rank import RankRule, select_rank
-from .rotation import Rotation, rotate, rotate_lowrank
+from .rotation import Rotation, decompose, rotate, rotate_lowrank
 
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "RankRule",
     "Rotation",
     "contract",
+    "decompose",
     "orthonormality_error",
     "rotate",
     "rotate_lowrank",

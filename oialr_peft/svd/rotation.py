@@ -9,6 +9,7 @@ import torch
 from .factors import Factors, reorthonormalise, working_dtype
 
 
+INIT_SEED = 2401  # of the randomised initialisation; fixed so that it repeats anywhere
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -62,6 +63,14 @@ def rotate(matrix: torch.Tensor) -> Rotation | None:
         if bool(torch.isfinite(s).all()):
             return Rotation(u.to(work), s.to(work), vh.to(work).T)
     return None
+
+
+def decompose(matrix: torch.Tensor, rank: int, method: str) -> Rotation | None:
+    """The `rank` leading singular triplets of a dense weight, by the method that `OIALRConfig.init` names."""
+    if method == "lowrank":
+        return rotate_lowrank(matrix, rank, seed=INIT_SEED)
+    rotation = rotate(matrix)
+    return None if rotation is None else rotation.cut(rank)
 
 
 def rotate_lowrank(matrix: torch.Tensor, rank: int, *, seed: int, iterations: int = 4) -> Rotation | None:

@@ -1,5 +1,6 @@
 """The adapter in PEFT: forward, disable, merge, unload, dtypes, registration."""
 
+import copy
 import importlib
 import subprocess
 import sys
@@ -118,6 +119,45 @@ def test_two_adapters_switch_and_only_one_is_active(mlp):
     assert torch.equal(model(x), first)
 
 
+def test_disabling_a_merged_adapter_gives_the_base(mlp):
+    x = torch.randn(3, 12)
+    base = mlp(x)
+    model = get_peft_model(mlp, OIALRConfig())
+    disturb(model)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(model(x), base)
+
+
+def test_a_trained_rest_cannot_be_disabled_or_unloaded(mlp):
+    model = get_peft_model(mlp, OIALRConfig(train_rest=True, keep_base_weights=True))
+    for wish in (model.unload, model.base_model.disable_adapter_layers):
+        with pytest.raises(RuntimeError, match="With `train_rest` the rest of the model was trained too"):
+            wish()
+
+
+def test_unloading_a_freed_base_is_refused(mlp):
+    model = get_peft_model(mlp, OIALRConfig(keep_base_weights=False))
+    with pytest.raises(RuntimeError, match=r"unloading the adapter is impossible.*keep_base_weights=True"):
+        model.unload()
+
+
+def test_autocast_gives_autocasts_dtype_in_every_phase():
+    x = torch.randn(3, 12)
+    for config in (OIALRConfig(), OIALRConfig(delay=5)):
+        model = get_peft_model(MLP(), config)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model.base_model.model.first(x).dtype == torch.bfloat16
+
+
+def test_the_model_pickles_and_copies(mlp, tmp_path):
+    model = get_peft_model(mlp, OIALRConfig(train_rest=True))
+    x = torch.randn(3, 12)
+    torch.save(model, tmp_path / "model.pt")
+    for other in (torch.load(tmp_path / "model.pt", weights_only=False), copy.deepcopy(model)):
+        assert torch.equal(other(x), model(x))
+
+
 def test_train_rest_trains_everything_but_frozen_parameters(mlp):
     mlp.first.bias.requires_grad_(False)
     model = get_peft_model(mlp, OIALRConfig(train_rest=True))
@@ -167,6 +207,8 @@ def test_rank_report(mlp):
     assert middle.parameters == 6 * (24 + 24 + 6)
     assert middle.bytes == 4 * middle.parameters
     assert (middle.flops, middle.dense_flops) == (2 * 6 * 48, 2 * 576)
+    kept = rank_report(get_peft_model(MLP(), OIALRConfig(rank_pattern={"middle": 6})))
+    assert kept.layers[1].parameters == middle.parameters + 24 * 24  # the dense base weight is held beside the factors
     assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert "middle" in str(report)
     assert "3 layers hold" in str(report)

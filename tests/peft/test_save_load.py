@@ -113,6 +113,17 @@ def test_load_adapter_into_a_live_adapter_of_another_rank_and_phase(tmp_path):
     assert {id(p) for p in live.parameters() if p.requires_grad} == parameters
 
 
+def test_a_full_rank_file_loads_into_an_adapter_that_was_just_loaded(tmp_path):
+    for name, config in {
+        "dense": OIALRConfig(delay=9, train_rest=True),
+        "cut": OIALRConfig(r=3, train_rest=True),
+    }.items():
+        get_peft_model(MLP(), config).save_pretrained(tmp_path / name)
+    model = PeftModel.from_pretrained(MLP(), tmp_path / "cut")
+    model.load_adapter(tmp_path / "dense", "default")
+    assert model(torch.randn(2, 12)).shape == (2, 4)
+
+
 def test_a_second_adapter_loads_beside_the_first(tmp_path):
     inputs = {"input_ids": tokens()}
     model = get_peft_model(tiny_llama(), OIALRConfig(update_interval=2, layer_step=1.0, sigma_cutoff=0.5))
@@ -193,6 +204,10 @@ DAMAGE = {
     ),
     "truncated": (lambda t: t.update({U: t[U][:5].clone()}), r"'middle.oialr_u' .* expected \(24, 6\)"),
     "rank too large": (lambda t: t.update({SIGMA: torch.zeros(25, 25)}), r"min\(out, in\) = 24"),
+    "rest of another shape": (
+        lambda t: t.update({"base_model.model.score.weight": torch.zeros(4, 3)}),
+        r"'score.weight' .* has shape \(4, 3\), expected \(4, 16\)",
+    ),
     "unknown layer": (lambda t: t.update({"base_model.model.x.oialr_u": torch.zeros(2, 2)}), "first 'x.oialr_u'"),
 }
 

@@ -69,6 +69,62 @@ def test_skinny_layers_heads_and_unusual_linears_are_left_alone_with_a_reason():
     assert "MultiheadAttention" in skipped["attention.out_proj"]
 
 
+def test_layers_whose_weight_is_read_directly_are_never_replaced():
+    model = nn.Sequential()
+    model.block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model.body = nn.Linear(16, 16)
+    x = torch.randn(2, 3, 16)
+    selection = get_peft_model(model, OIALRConfig()).base_model.selection
+    assert selection.chosen == ["body"]
+    assert "nn.TransformerEncoderLayer, which reads the weight directly" in selection.skipped["block.linear1"]
+    assert model(x).shape == x.shape
+    fresh = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32))
+    with pytest.raises(ValueError, match=r"part of an nn\.TransformerEncoderLayer"):
+        get_peft_model(fresh, OIALRConfig(target_modules=["linear1"]))
+
+
+def test_what_cannot_be_reached_is_named():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_up_proj = nn.Parameter(torch.randn(4, 16, 16))
+
+    model = nn.Sequential()
+    model.experts, model.conv, model.body = Experts(), nn.Conv2d(3, 16, 3), nn.Linear(16, 16)
+    skipped = get_peft_model(model, OIALRConfig()).base_model.selection.skipped
+    assert "Experts; supported are" in skipped["experts"]
+    assert "Conv2d; supported are" in skipped["conv"]
+    with pytest.raises(ValueError, match=r"No layer is left(.|\n)*Conv2d; supported are"):
+        get_peft_model(nn.Sequential(nn.Conv2d(3, 16, 3)), OIALRConfig())
+
+
+def test_a_module_under_two_names_is_refused_when_named():
+    model = nn.Sequential()
+    model.a = nn.Linear(16, 16)
+    model.b = model.a
+    with pytest.raises(ValueError, match="stands in the model under several names"):
+        get_peft_model(model, OIALRConfig(target_modules=["a"]))
+
+
+def test_weights_on_the_meta_device_are_refused():
+    with torch.device("meta"):
+        model = MLP()
+    with pytest.raises(ValueError, match="'first' is on the meta device"):
+        get_peft_model(model, OIALRConfig())
+
+
+def test_tied_modules_to_save_with_the_rest_are_refused():
+    config = OIALRConfig(train_rest=True, modules_to_save=["lm_head"])
+    with pytest.raises(ValueError, match="`modules_to_save` names 'lm_head', whose weight is tied"):
+        get_peft_model(tiny_llama(tie_word_embeddings=True), config)
+
+
+def test_layers_to_transform_without_target_modules():
+    ranks = get_peft_model(tiny_llama(), OIALRConfig(layers_to_transform=[1])).base_model.ranks()
+    assert len(ranks) == 7
+    assert all(name.startswith("model.layers.1.") for name in ranks)
+
+
 def test_peft_selectors(mlp):
     ranks = get_peft_model(mlp, OIALRConfig(exclude_modules=["middle"])).base_model.ranks()
     assert sorted(ranks) == ["first", "last"]

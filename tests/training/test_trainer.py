@@ -147,6 +147,46 @@ def test_a_callback_on_another_model_raises_before_step_1(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
 
 
+def test_two_callbacks_are_refused_before_step_1(tmp_path):
+    run = trainer(str(tmp_path), callbacks=[OIALRCallback(), OIALRCallback()])
+    with pytest.raises(ValueError, match="several OIALRCallbacks"):
+        run.train()
+    assert run.state.global_step == 0
+
+
+def test_a_callback_starts_afresh_with_another_model(tmp_path):
+    callback = OIALRCallback(trace=tmp_path / "trace.jsonl")
+    for _ in range(2):
+        run = trainer(str(tmp_path), callbacks=[callback], max_steps=7)
+        run.train()
+        assert [update["step"] for update in read_trace(callback.trace)] == [6]
+
+
+def test_a_run_that_ends_before_the_first_update_says_so(tmp_path):
+    with pytest.warns(OIALRWarning, match="ends at optimizer step 4, before the first OIALR update at step 6"):
+        trainer(str(tmp_path), max_steps=4).train()
+
+
+def test_a_merged_adapter_is_not_trained(mlp):
+    model = get_peft_model(mlp, OIALRConfig())
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"is merged .*unmerge_adapter"):
+        OIALRUpdater(model, optimizer)
+
+
+def test_lowrank_factorisation_after_a_delay_needs_no_full_svd(monkeypatch):
+    model = get_peft_model(MLP(width=80), OIALRConfig(delay=1, init="lowrank", r=2, target_modules=["middle"]))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    shapes, svd = [], torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda m, **k: shapes.append(tuple(m.shape)) or svd(m, **k))
+    report = OIALRUpdater(model, optimizer).step()
+    assert report.factorised
+    assert report.ranks == {"middle": 2}
+    assert shapes == [(10, 80)]
+    assert 0.5 < report.dropped["middle"] < 1
+
+
 def test_a_frozen_adapter_and_a_foreign_optimizer_are_refused(mlp):
     model = get_peft_model(mlp, OIALRConfig())
     with pytest.raises(ValueError, match="does not hold the OIALR parameters of 3 of 3 layers, first 'first'"):
@@ -214,8 +254,7 @@ def test_accelerate_loop_with_a_scheduler(tmp_path):
             accelerator.backward(model(**batch).loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if accelerator.sync_gradients:
-                updater.step()
+            updater.step()
             schedule.step()
             optimizer.zero_grad()
     assert updater.steps == 12
@@ -223,7 +262,7 @@ def test_accelerate_loop_with_a_scheduler(tmp_path):
     assert sum(model.base_model.ranks().values()) < 14 * 16
     accelerator.save_state(tmp_path)
     other = get_peft_model(tiny_llama(), OIALRConfig(**SETTINGS))
-    other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(other(tokens()).logits, model(tokens()).logits)
 
 
