@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import Counter
 from typing import Any, ClassVar, cast
 
 import torch
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint import check_file, file_ranks, rest_keys
 from .config import OIALRConfig
-from .layers import OIALRLayer, TargetSelection, select_targets, wrap
+from .layers import OIALRLayer, TargetSelection, active_layers, oialr_layers, select_targets, wrap
 from .layers.targets import initial_rank
 from .layers.watch import UpdateWatch
 from .svd import Factors, decompose, working_dtype
@@ -107,8 +106,6 @@ class OIALRModel(BaseTuner):
             found = BaseTuner._check_target_module_exists(probe, name)
             return None if type(found).__name__ == "_ExcludedModule" else bool(found)
 
-        if peft_config.train_rest:
-            _refuse_tied_modules_to_save(model, peft_config)
         self.selection = select_targets(model, peft_config, matches)
         self._progress.total = len(self.selection.chosen)
         if peft_config.target_modules is None:
@@ -204,42 +201,11 @@ class OIALRModel(BaseTuner):
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
-def oialr_layers(model: nn.Module) -> list[tuple[str, OIALRLayer]]:
-    """The OIALR layers of a model in its order, named as in the base model."""
-    return [
-        (name.replace("_orig_mod.", "").removeprefix("base_model.model."), module)
-        for name, module in model.named_modules()
-        if isinstance(module, OIALRLayer)
-    ]
-
-
-def active_layers(model: nn.Module) -> list[tuple[str, OIALRLayer, str]]:
-    """(name, layer, adapter) of the layers whose active adapter is an OIALR one."""
-    return [
-        (name, layer, adapter)
-        for name, layer in oialr_layers(model)
-        for adapter in layer.active_adapters
-        if layer.holds(adapter)
-    ]
-
-
 def _with_target(config: OIALRConfig, name: str) -> OIALRConfig:
     """The config as if it targeted `name`, to ask PEFT whether the name is excluded or its layer index left out."""
     probe = copy.copy(config)
     probe.target_modules = {name.rpartition(".")[2]}  # PEFT looks at the layer index of suffix matches only
     return probe
-
-
-def _refuse_tied_modules_to_save(model: nn.Module, config: OIALRConfig) -> None:
-    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in (config.modules_to_save or ()) and any(
-            uses[id(parameter)] > 1 for parameter in module.parameters()
-        ):
-            raise ValueError(
-                f"`modules_to_save` names '{name}', whose weight is tied to another's, together with `train_rest`. "
-                "The rest is trained and saved anyway: leave it out of `modules_to_save`."
-            )
 
 
 def _tie_weights(tuner: OIALRModel, _: Any) -> None:

@@ -10,8 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from .layers import OIALRLayer
-from .model import active_layers
+from .layers import OIALRLayer, active_layers
 from .svd.contraction import forward_multiplications
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from .config import OIALRConfig
 from .errors import OIALRWarning
-from .model import active_layers
+from .layers import active_layers
 from .moments import MomentCarrier
 from .update import UpdateReport, update_bases
 

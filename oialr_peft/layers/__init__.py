@@ -4,6 +4,17 @@ from .base import OIALRLayer
 from .dispatch import unsupported_reason, wrap
 from .linear import Conv1D, Linear
 from .targets import TargetSelection, select_targets
+from .walk import active_layers, oialr_layers
 
 
-__all__ = ["Conv1D", "Linear", "OIALRLayer", "TargetSelection", "select_targets", "unsupported_reason", "wrap"]
+__all__ = [
+    "Conv1D",
+    "Linear",
+    "OIALRLayer",
+    "TargetSelection",
+    "active_layers",
+    "oialr_layers",
+    "select_targets",
+    "unsupported_reason",
+    "wrap",
+]

@@ -49,6 +49,8 @@ def select_targets(model: nn.Module, config: OIALRConfig, matches: Callable[[str
             wanted rank is above min(out, in).
     """
     modules = {name: m for name, m in model.named_modules() if name and not _inside_adapter(model, name)}
+    if config.train_rest:
+        _refuse_tied_modules_to_save(model, config)
     if config.ranks is not None:
         selection = TargetSelection([name for name in modules if name in config.ranks])
         if absent := sorted(set(config.ranks) - set(selection.chosen)):
@@ -187,3 +189,15 @@ def _direct_reader(modules: dict[str, nn.Module], name: str) -> str | None:
 def _uses(model: nn.Module) -> Counter[int]:
     """How often each parameter stands in the model, by id."""
     return Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+
+
+def _refuse_tied_modules_to_save(model: nn.Module, config: OIALRConfig) -> None:
+    uses = _uses(model)
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in (config.modules_to_save or ()) and any(
+            uses[id(parameter)] > 1 for parameter in module.parameters()
+        ):
+            raise ValueError(
+                f"`modules_to_save` names '{name}', whose weight is tied to another's, together with `train_rest`. "
+                "The rest is trained and saved anyway: leave it out of `modules_to_save`."
+            )
