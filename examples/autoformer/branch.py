@@ -1,7 +1,7 @@
 """The dense twin and OIALR runs that share its full-rank phase, for a third less time than separate runs.
 
-    python branch.py --data ETTm2.csv.gz --delay 1400 --trunk trunk/0 --output dense-0
-    python branch.py --data ETTm2.csv.gz --delay 1400 --trunk trunk/0 --output slice-0 --moments slice
+    python branch.py --data ETTm2.csv.gz --trunk trunk/0 --output dense-0
+    python branch.py --data ETTm2.csv.gz --trunk trunk/0 --output slice-0 --moments slice
 
 Until step `delay` an OIALR run is the dense run bit for bit, and a resumed run is the uninterrupted one (both tested).
 So the trunk trains densely to the end and leaves a checkpoint one step before `delay`; each branch resumes there.

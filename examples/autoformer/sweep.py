@@ -1,6 +1,6 @@
 """Dense against OIALR over learning rates and seeds, two single-threaded processes at a time, resumable.
 
-    python sweep.py --data ETTm2.csv.gz --delay 1400 --rates 1e-4,3e-4,1e-3 --seeds 0,1,2 --output sweep
+    python sweep.py --data ETTm2.csv.gz --rates 1e-4,3e-4,1e-3 --seeds 0,1,2 --output sweep
 
 Both methods run with every learning rate at the first seed; each keeps the rate with the lowest validation MSE after
 the last epoch, and runs with that one at the other seeds. Test figures choose nothing. A pair of runs shares its
