@@ -35,9 +35,7 @@ def facts(results: dict[str, Any]) -> dict[str, Any]:
         "percent": oialr["trainable_percent"]["mean"],
         "verdict": f"The difference lies {'within' if within else 'outside'} the larger of the two spreads.",
         "rates": ", ".join(dense["validation_mse"]),
-        "validation": {
-            r: [f"{row['validation_mse'][r]:.4f}" for row in chosen.values()] for r in dense["validation_mse"]
-        },
+        "validation": {rate: [compared(row, rate) for row in chosen.values()] for rate in dense["validation_mse"]},
         "by_seed": {s: [per_seed(runs, name, s) for name in chosen] for s in seeds},
         "command": results["command"],
         "moments": results.get("moments"),
@@ -57,6 +55,11 @@ def table_row(row: dict[str, Any]) -> dict[str, str]:
         "bytes": f"{row['bytes_on_disk']['mean']:,.0f}",
         "rate": row["learning_rate"],
     }
+
+
+def compared(row: dict[str, Any], rate: str) -> str:
+    """Returns the validation MSE of a learning rate at the first seed."""
+    return f"{row['validation_mse'][rate]:.4f}" if rate in row["validation_mse"] else "not run"
 
 
 def per_seed(runs: list[dict[str, Any]], method: str, seed: int) -> str:
