@@ -67,6 +67,7 @@ def test_bad_input_ends_before_training_and_leaves_nothing_behind(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_real_series_end_to_end(ett_file: Path, tmp_path: Path) -> None:
     flags = ["--data", str(ett_file), "--max_steps", "60", "--delay", "20", "--update_interval", "10"]
     result = run("run.py", tmp_path, *flags, "--output", "out")
