@@ -64,7 +64,7 @@ def update_bases(
     layer, so that the peak never holds two copies of the weights. A layer whose SVD cannot be had is left as it is,
     with one warning.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     due = {name for name, *_ in layers[-config.schedule.layers_due(update_number, len(layers)) :]}
     factorised, changed, dropped, skipped = False, {}, {}, []
     for name, layer, adapter in layers:
@@ -73,8 +73,8 @@ def update_bases(
             continue
         parameter = layer.parameter(adapter)
         before, energy = layer.rank(adapter), float(parameter.detach().float().square().sum())
-        start = initial_rank(name, layer.weight_shape, config) if dense else before
-        rotation = decompose(parameter, start, config.init if dense else "svd")
+        rank = initial_rank(name, layer.weight_shape, config) if dense else before
+        rotation = decompose(parameter, rank, config.init if dense else "svd")
         if rotation is None:
             skipped.append(name)
             continue
@@ -93,7 +93,7 @@ def update_bases(
         step=step,
         update_number=update_number,
         factorised=factorised,
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - began,
         ranks={name: layer.rank(adapter) for name, layer, adapter in layers},
         changed=changed,
         dropped=dropped,

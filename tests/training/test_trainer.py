@@ -1,6 +1,7 @@
 """The real Trainer: logs, traces, accumulation, clipping, checkpointing, precision, and what is refused."""
 
 import json
+import time
 import warnings
 
 import pytest
@@ -231,7 +232,9 @@ def test_a_layer_with_non_finite_sigma_is_skipped_with_one_warning(mlp):
     broken = model.base_model.model.middle.oialr_sigma["default"]
     broken.data[0, 0] = float("nan")
     with pytest.warns(OIALRWarning, match="no SVD for middle"):
-        report = updater.step()
+        began = time.perf_counter()
+    report = updater.step()
+    assert 0 < report.seconds <= time.perf_counter() - began
     assert report.skipped == ["middle"]
     assert report.ranks["middle"] == 24
     assert set(report.changed) == {"first", "last"}
