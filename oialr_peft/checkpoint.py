@@ -81,12 +81,12 @@ def check_file(
         )
     if not config.train_rest:
         return
-    live = {key.removeprefix(PEFT_PREFIX): value for key, value in model.state_dict().items()}
-    rest = {key.removeprefix(PEFT_PREFIX) for key in rest_keys(model, model.state_dict())}
+    live = model.state_dict()
+    rest = {key.removeprefix(PEFT_PREFIX): tuple(live[key].shape) for key in rest_keys(model, live)}
     for key, tensor in state_dict.items():
         if (name := key.removeprefix(PEFT_PREFIX)) in rest:
-            _check_shape(name, tensor, tuple(live[name].shape))
-    if missing := sorted(rest - tensors):
+            _check_shape(name, tensor, rest[name])
+    if missing := sorted(rest.keys() - tensors):
         raise ValueError(
             f"The adapter was trained with `train_rest`, but its file lacks {len(missing)} tensors of the rest, first "
             f"'{missing[0]}'. It is incomplete or belongs to another model; the model is unchanged."

@@ -151,7 +151,7 @@ class OIALRModel(BaseTuner):
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         rest: list[nn.Parameter] = []
         if any(getattr(self.peft_config[name], "train_rest", False) for name in self.active_adapters):
-            frozen = {id(m.get_base_layer().weight) for m in model.modules() if isinstance(m, OIALRLayer)}
+            frozen = {id(m.base_weight) for m in model.modules() if isinstance(m, OIALRLayer)}
             inference = any(self.peft_config[name].inference_mode for name in self.active_adapters)
             rest = [p for p in model.parameters() if p.requires_grad and not inference and id(p) not in frozen]
         super()._mark_only_adapters_as_trainable(model)

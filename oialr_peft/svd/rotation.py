@@ -81,8 +81,7 @@ def rotate_lowrank(matrix: torch.Tensor, rank: int, *, seed: int, iterations: in
     """
     width = rank + 8
     if 4 * width > min(matrix.shape):
-        full = rotate(matrix)
-        return None if full is None else full.cut(rank)
+        return decompose(matrix, rank, "svd")
     work = matrix.detach().to(working_dtype(matrix.dtype))
     if not bool(torch.isfinite(work).all()):
         return None
