@@ -10,6 +10,7 @@ from torch import nn
 
 from .config import OIALRConfig
 from .layers import OIALRLayer
+from .svd import factor_shapes
 
 
 PEFT_PREFIX = "base_model.model."
@@ -39,10 +40,9 @@ def file_ranks(state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, OIAL
     tensors = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in state_dict.items()}
     ranks: dict[str, int | None] = {}
     for name, layer in layers.items():
-        rows, cols = layer.weight_shape
         weight = tensors.get(f"{name}.oialr_weight")
         if weight is not None:
-            _check_shape(f"{name}.oialr_weight", weight, (rows, cols))
+            _check_shape(f"{name}.oialr_weight", weight, layer.weight_shape)
             ranks[name] = None
             continue
         if missing := [part for part in _PARTS[:3] if f"{name}.{part}" not in tensors]:
@@ -51,13 +51,13 @@ def file_ranks(state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, OIAL
                 "model; the model is unchanged."
             )
         sigma = tensors[f"{name}.oialr_sigma"]
-        rank = sigma.shape[0] if sigma.ndim == 2 else 0
-        if not 1 <= rank <= min(rows, cols):
+        rank = sigma.shape[-1] if sigma.ndim else 0
+        if not 1 <= rank <= layer.full_rank:
             raise ValueError(
                 f"Tensor '{name}.oialr_sigma' of the adapter file has shape {tuple(sigma.shape)}; it must be square "
-                f"with a rank of 1 to min(out, in) = {min(rows, cols)}. The model is unchanged."
+                f"with a rank of 1 to min(out, in) = {layer.full_rank}. The model is unchanged."
             )
-        for part, shape in zip(_PARTS[:3], ((rows, rank), (rank, rank), (rank, cols)), strict=True):
+        for part, shape in zip(_PARTS[:3], factor_shapes(layer.matrix_shape, rank), strict=True):
             _check_shape(f"{name}.{part}", tensors[f"{name}.{part}"], shape)
         ranks[name] = rank
     return ranks

@@ -13,10 +13,21 @@ from tqdm.auto import tqdm
 
 from .checkpoint import check_file, file_ranks, rest_keys
 from .config import OIALRConfig
-from .layers import OIALRLayer, TargetSelection, active_layers, oialr_layers, select_targets, wrap
-from .layers.targets import initial_rank
+from .layers import (
+    PROJECTIONS,
+    MultiheadAttention,
+    OIALRLayer,
+    TargetSelection,
+    active_layers,
+    is_attention,
+    leave_fast_path,
+    oialr_layers,
+    select_targets,
+    wrap,
+)
+from .layers.rules import initial_rank
 from .layers.watch import UpdateWatch
-from .svd import Factors, decompose, working_dtype
+from .svd import Factors, decompose, factor_shapes, working_dtype
 
 
 logger = logging.getLogger(__name__)
@@ -52,6 +63,7 @@ class OIALRModel(BaseTuner):
             first.watches[adapter_name] = UpdateWatch(first, adapter_name, config.delay + config.update_interval)
 
     def _post_injection_hook(self, model: nn.Module, config: OIALRConfig, adapter_name: str) -> None:
+        leave_fast_path(model)
         if config.train_rest and hasattr(model, "tie_weights"):
             # PEFT's low_cpu_mem_usage replaces every loaded Parameter by its own, tied ones too.
             self.register_load_state_dict_post_hook(_tie_weights)
@@ -125,6 +137,13 @@ class OIALRModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        if is_attention(target):
+            attention = target if isinstance(target, MultiheadAttention) else MultiheadAttention(cast(Any, target))
+            setattr(parent, target_name, attention)
+            for name in PROJECTIONS:
+                child, key = getattr(attention, name), f"{current_key}.{name}"
+                self._create_and_replace(peft_config, adapter_name, child, name, attention, key)
+            return
         layer = target if isinstance(target, OIALRLayer) else wrap(target)
         self._fill(layer, peft_config, adapter_name, current_key)
         if adapter_name not in self.active_adapters:
@@ -139,14 +158,19 @@ class OIALRModel(BaseTuner):
         saved = None if config.ranks is None else config.ranks.get(name)
         if saved is not None:
             nan = torch.full((), float("nan"), dtype=dtype, device=weight.device)
-            rows, cols = layer.weight_shape
-            shapes = ((rows, saved), (saved, saved), (saved, cols))
-            factors = Factors(*(nan.expand(shape).clone() for shape in shapes))
+            factors = Factors(*(nan.expand(s).clone() for s in factor_shapes(layer.matrix_shape, saved)))
             layer.add_factored(adapter, factors, config.frees_base, filled=False)
         elif config.delay or config.ranks is not None:
             layer.add_dense(adapter, config.frees_base)
         else:
-            layer.add_factored(adapter, _decompose(weight, name, config, dtype), config.frees_base)
+            matrix = weight.reshape(layer.matrix_shape)
+            layer.add_factored(adapter, _decompose(matrix, name, config, dtype), config.frees_base)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, MultiheadAttention):
+            setattr(parent, child_name, new_module)  # PEFT's would look for the one weight of the child
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         rest: list[nn.Parameter] = []
@@ -212,13 +236,13 @@ def _tie_weights(tuner: OIALRModel, _: Any) -> None:
     tuner.model.tie_weights()
 
 
-def _decompose(weight: torch.Tensor, name: str, config: OIALRConfig, dtype: torch.dtype) -> Factors:
-    rank = initial_rank(name, tuple(weight.shape), config)
-    rotation = decompose(weight, rank, config.init)
+def _decompose(matrix: torch.Tensor, name: str, config: OIALRConfig, dtype: torch.dtype) -> Factors:
+    rank = initial_rank(name, min(matrix.shape[-2:]), config)
+    rotation = decompose(matrix, rank, config.init)
     if rotation is None:
-        raise RuntimeError(f"The SVD of '{name}' {tuple(weight.shape)} did not converge with any driver.")
+        raise RuntimeError(f"The SVD of '{name}' {tuple(matrix.shape)} did not converge with any driver.")
     factors = rotation.factorise(dtype)
     if not config.init_weights:
-        noise = torch.randn_like(factors.sigma) * rotation.singular_values[0] / rank**0.5
+        noise = torch.randn_like(factors.sigma) * rotation.singular_values.max() / rank**0.5
         factors = factors._replace(sigma=factors.sigma + noise)
     return factors

@@ -20,7 +20,8 @@ from .svd import Rotation
 
 # What each entry of an optimizer's per-parameter state is:
 #   keep: has no coordinates; first: linear in the gradient; second: average of squared gradients;
-#   row, col: second moment factored into row and column means.
+#   row, col: second moment as means over the last and the last but one dimension, which are gone;
+#   row_kept, col_kept: the same, with that dimension kept at size one.
 _ADAM = {"step": "keep", "exp_avg": "first", "exp_avg_sq": "second", "max_exp_avg_sq": "second"}
 OPTIMIZERS: dict[str, dict[str, str]] = {
     "Adam": _ADAM,
@@ -28,8 +29,8 @@ OPTIMIZERS: dict[str, dict[str, str]] = {
     "SGD": {"momentum_buffer": "first"},
     "Adafactor": {  # torch.optim's names, then transformers'
         "step": "keep",
-        "row_var": "row",
-        "col_var": "col",
+        "row_var": "row_kept",
+        "col_var": "col_kept",
         "variance": "second",
         "exp_avg": "first",
         "exp_avg_sq_row": "row",
@@ -116,35 +117,51 @@ def _rotate_state(state: dict[str, Any], kinds: dict[str, str], rotation: Rotati
         if kind == "keep" or not isinstance(value, torch.Tensor):
             moved[key] = value
             continue
-        work = value.to(left.dtype)
         if kind == "first":
-            new = left.T @ work @ right
-        elif kind == "second":
-            new = left.square().T @ work @ right.square()
+            new = left.mT @ _as_matrix(value, rotation) @ right
         else:
-            new = _rotate_mean(by_kind["row"].to(left.dtype), by_kind["col"].to(left.dtype), rotation, kind)
-            new = new.reshape([n if n == 1 else rotation.rank for n in value.shape])
+            full = value if kind == "second" else _from_means(by_kind)
+            new = left.square().mT @ _as_matrix(full, rotation) @ right.square()
+            new = new if kind == "second" else _mean(new, kind)
         moved[key] = new.to(value.dtype).contiguous()
     return moved
 
 
-def _rotate_mean(row: torch.Tensor, col: torch.Tensor, rotation: Rotation, kind: str) -> torch.Tensor:
-    """Row or column means (rank,) of the rotated second moment that `row` and `col` stand for, row colᵀ / mean."""
-    rows = rotation.left.square().T @ row.flatten()
-    cols = rotation.right.square().T @ col.flatten()
-    mean = row.mean().clamp_min(torch.finfo(row.dtype).tiny)
-    return rows * cols.mean() / mean if kind == "row" else cols * rows.mean() / mean
+def _as_matrix(value: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """A tensor of a parameter's shape in the matrix shape of its rotation; the kernel of a convolution has another."""
+    shape = (*rotation.left.shape[:-1], rotation.right.shape[-2])
+    return value.to(rotation.left.dtype).reshape(shape)
+
+
+def _from_means(by_kind: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The second moment that its means stand for: row colᵀ / mean(row)."""
+    row = by_kind["row_kept"] if "row_kept" in by_kind else by_kind["row"].unsqueeze(-1)
+    col = by_kind["col_kept"] if "col_kept" in by_kind else by_kind["col"].unsqueeze(-2)
+    return row * col / row.mean(dim=-2, keepdim=True).clamp_min(torch.finfo(row.dtype).tiny)
+
+
+def _mean(second: torch.Tensor, kind: str) -> torch.Tensor:
+    return second.mean(dim=-1 if kind.startswith("row") else -2, keepdim=kind.endswith("_kept"))
 
 
 def _slice(value: Any, kind: str, rotation: Rotation, was_dense: bool) -> Any:
     """The authors' policy: zeros at factorisation, the top-left block at a cut, never rotated."""
     if kind == "keep" or not isinstance(value, torch.Tensor):
         return value
-    shape = [n if n == 1 else rotation.rank for n in value.shape]
+    shape = _state_shape(kind, (*rotation.left.shape[:-2], rotation.rank, rotation.rank))
     return value.new_zeros(shape) if was_dense else value[tuple(map(slice, shape))].clone()
+
+
+def _state_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an entry of this kind for a parameter of `shape`."""
+    if kind.startswith("row"):
+        return (*shape[:-1], 1) if kind == "row_kept" else shape[:-1]
+    if kind.startswith("col"):
+        return (*shape[:-2], 1, shape[-1]) if kind == "col_kept" else (*shape[:-2], shape[-1])
+    return shape
 
 
 def _fits(value: Any, kind: str, parameter: nn.Parameter) -> bool:
     if kind == "keep" or not isinstance(value, torch.Tensor):
         return True
-    return value.numel() in parameter.shape if kind in ("row", "col") else value.shape == parameter.shape
+    return value.shape == _state_shape(kind, tuple(parameter.shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -16,7 +17,8 @@ from .svd.contraction import forward_multiplications
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: its parameters, bytes and forward FLOPs per input row (two per multiplication), biases apart.
+    """One layer: its parameters, bytes and forward FLOPs (two per multiplication) per input row or, of a convolution,
+    per output position, biases apart.
 
     What counts as held: u, sigma and vh, or the dense weight; and the dense base weight where it is kept.
     """
@@ -87,20 +89,21 @@ def rank_report(model: nn.Module) -> RankReport:
 
 
 def _layer_report(name: str, layer: OIALRLayer, adapter: str) -> LayerReport:
-    rows, cols = layer.weight_shape
+    *groups, rows, cols = layer.matrix_shape
     held = list(layer.factors(adapter)) if layer.is_factored(adapter) else [layer.parameter(adapter)]
     held += [layer.base_weight]  # empty once freed
     rank = layer.rank(adapter)
     multiplications = forward_multiplications(cols, rank, rows) if layer.is_factored(adapter) else rows * cols
+    count = math.prod(groups)
     return LayerReport(
         name=name,
-        shape=(rows, cols),
+        shape=layer.weight_shape,
         rank=rank,
         trainable=layer.parameter(adapter).numel(),
         parameters=sum(t.numel() for t in held),
         bytes=sum(t.numel() * t.element_size() for t in held),
-        flops=2 * multiplications,
-        dense_parameters=rows * cols,
-        dense_bytes=rows * cols * layer.base_weight.element_size(),
-        dense_flops=2 * rows * cols,
+        flops=2 * count * multiplications,
+        dense_parameters=count * rows * cols,
+        dense_bytes=count * rows * cols * layer.base_weight.element_size(),
+        dense_flops=2 * count * rows * cols,
     )

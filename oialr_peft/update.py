@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from .config import OIALRConfig
 from .errors import OIALRWarning
 from .layers import OIALRLayer
-from .layers.targets import initial_rank
+from .layers.rules import initial_rank
 from .moments import MomentCarrier
 from .svd import decompose, select_rank
 
@@ -73,15 +73,14 @@ def update_bases(
             continue
         parameter = layer.parameter(adapter)
         before, energy = layer.rank(adapter), float(parameter.detach().float().square().sum())
-        rank = initial_rank(name, layer.weight_shape, config) if dense else before
-        rotation = decompose(parameter, rank, config.init if dense else "svd")
+        rank = initial_rank(name, layer.full_rank, config) if dense else before
+        rotation = decompose(layer.matrix(adapter), rank, config.init if dense else "svd")
         if rotation is None:
             skipped.append(name)
             continue
         kept = rotation
         if name in due:
-            full = min(layer.weight_shape)
-            kept = rotation.cut(select_rank(rotation.singular_values, full, config.rank_rule))
+            kept = rotation.cut(select_rank(rotation.singular_values, layer.full_rank, config.rank_rule))
         layer.apply_rotation(adapter, kept)
         carrier.carry(parameter, kept, was_dense=dense)
         factorised |= dense

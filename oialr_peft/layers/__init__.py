@@ -1,18 +1,26 @@
 """Where PEFT meets torch.nn: the layers that hold a weight as factors."""
 
+from .attention import PROJECTIONS, MultiheadAttention, leave_fast_path
 from .base import OIALRLayer
-from .dispatch import unsupported_reason, wrap
+from .conv import Conv1d, Conv2d
+from .dispatch import is_attention, unsupported_reason, wrap
 from .linear import Conv1D, Linear
 from .targets import TargetSelection, select_targets
 from .walk import active_layers, oialr_layers
 
 
 __all__ = [
+    "PROJECTIONS",
     "Conv1D",
+    "Conv1d",
+    "Conv2d",
     "Linear",
+    "MultiheadAttention",
     "OIALRLayer",
     "TargetSelection",
     "active_layers",
+    "is_attention",
+    "leave_fast_path",
     "oialr_layers",
     "select_targets",
     "unsupported_reason",

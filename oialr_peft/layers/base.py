@@ -9,7 +9,7 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..svd import Factors, Rotation
+from ..svd import Factors, Rotation, factor_shapes
 from .resize import resize_parameter
 from .watch import UpdateWatch
 
@@ -36,11 +36,17 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         self.oialr_u = BufferDict(persistent=True)
         self.oialr_vh = BufferDict(persistent=True)
         self.weight_shape: tuple[int, ...] = tuple(self.base_weight.shape)
+        self.matrix_shape: tuple[int, ...] = self.matrix_shape_of(base_layer)
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._unmerged_weight = None
         self._unfilled: set[str] = set()
         self.watches: dict[str, UpdateWatch | None] = {}  # by adapter; of the first layer of an adapter only
+
+    @staticmethod
+    def matrix_shape_of(layer: nn.Module) -> tuple[int, ...]:
+        """The shape (rows, cols) of a layer's weight as a matrix; (groups, rows, cols) where it is several."""
+        return tuple(cast(torch.Tensor, layer.weight).shape)
 
     # -- what is held ------------------------------------------------------------------------------------------
 
@@ -54,13 +60,22 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         """The one Parameter that trains: sigma, or the dense weight before factorisation."""
         return (self.oialr_sigma if self.is_factored(adapter) else self.oialr_weight)[adapter]
 
+    def matrix(self, adapter: str) -> torch.Tensor:
+        """What an update decomposes: sigma, or the dense weight as a matrix."""
+        parameter = self.parameter(adapter).detach()
+        return parameter if self.is_factored(adapter) else parameter.reshape(self.matrix_shape)
+
     def factors(self, adapter: str) -> Factors:
         u, vh = self.oialr_u[adapter], self.oialr_vh[adapter]
         return Factors(cast(torch.Tensor, u), self.oialr_sigma[adapter], cast(torch.Tensor, vh))
 
     def rank(self, adapter: str) -> int:
-        """The inner rank; min(out, in) before factorisation."""
-        return self.oialr_sigma[adapter].shape[0] if self.is_factored(adapter) else min(self.weight_shape)
+        """The inner rank; `full_rank` before factorisation."""
+        return self.oialr_sigma[adapter].shape[-1] if self.is_factored(adapter) else self.full_rank
+
+    @property
+    def full_rank(self) -> int:
+        return min(self.matrix_shape[-2:])
 
     def adapter_weight(self, adapter: str) -> torch.Tensor:
         """The dense weight the adapter stands for, multiplied in float32 and cast once to the base weight's dtype."""
@@ -68,7 +83,8 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         if not self.is_factored(adapter):
             return self.oialr_weight[adapter].detach().to(dtype)
         u, sigma, vh = self.factors(adapter)
-        return Factors(u, sigma.detach().to(torch.promote_types(sigma.dtype, torch.float32)), vh).compose().to(dtype)
+        sigma = sigma.detach().to(torch.promote_types(sigma.dtype, torch.float32))
+        return Factors(u, sigma, vh).compose().to(dtype).reshape(self.weight_shape)
 
     # -- life of an adapter ------------------------------------------------------------------------------------
 
@@ -106,16 +122,16 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         parameter = self.parameter(adapter)
         source = self.oialr_sigma if self.is_factored(adapter) else self.oialr_weight
         del source[adapter]
-        rows, cols = self.weight_shape
         if rank is None:
             self.oialr_weight[adapter] = parameter
             del self.oialr_u[adapter], self.oialr_vh[adapter]
-            resize_parameter(parameter, parameter.new_zeros(rows, cols))
+            resize_parameter(parameter, parameter.new_zeros(self.weight_shape))
         else:
+            u, sigma, vh = factor_shapes(self.matrix_shape, rank)
             self.oialr_sigma[adapter] = parameter
-            self.oialr_u[adapter] = parameter.detach().new_zeros(rows, rank)
-            self.oialr_vh[adapter] = parameter.detach().new_zeros(rank, cols)
-            resize_parameter(parameter, parameter.new_zeros(rank, rank))
+            self.oialr_u[adapter] = parameter.detach().new_zeros(u)
+            self.oialr_vh[adapter] = parameter.detach().new_zeros(vh)
+            resize_parameter(parameter, parameter.new_zeros(sigma))
 
     def delete_adapter(self, adapter_name: str) -> None:
         if self.holds(adapter_name):
@@ -182,7 +198,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
     # -- forward -----------------------------------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(..., n_in) to (..., n_out), in the dtype of x; under autocast in autocast's dtype."""
+        """As the base layer, in the dtype of x; under autocast in autocast's dtype."""
         names = [name for name in self.active_adapters if self.holds(name)]
         if self.disable_adapters and self.merged:
             self.unmerge()
@@ -226,7 +242,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         for adapter in sorted({*self.oialr_sigma.keys(), *self.oialr_weight.keys()}):
             sigma = state_dict.get(f"{prefix}oialr_sigma.{adapter}")
             if sigma is not None:
-                self.match_rank(adapter, sigma.shape[0])
+                self.match_rank(adapter, sigma.shape[-1])
             elif f"{prefix}oialr_weight.{adapter}" in state_dict:
                 self.match_rank(adapter, None)
         if self.base_is_freed and not self.merged:

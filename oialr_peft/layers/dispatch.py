@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple, cast
+
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
+from .attention import PROJECTIONS, MultiheadAttention, projection_weights
 from .base import OIALRLayer
+from .conv import Conv1d, Conv2d
 from .linear import Conv1D, Linear
 
 
-_WRAPPERS: dict[type[nn.Module], type[Linear]] = {nn.Linear: Linear, TransformersConv1D: Conv1D}
-SUPPORTED = "torch.nn.Linear and transformers' Conv1D"
+_WRAPPERS: dict[type[nn.Module], type[OIALRLayer]] = {
+    nn.Linear: Linear,
+    TransformersConv1D: Conv1D,
+    nn.Conv1d: Conv1d,
+    nn.Conv2d: Conv2d,
+}
+SUPPORTED = "torch.nn.Linear, Conv1d, Conv2d and MultiheadAttention, and transformers' Conv1D"
 
 
-def _wrapper(layer: nn.Module) -> type[Linear] | None:
+def is_attention(layer: nn.Module) -> bool:
+    """Whether the layer is taken apart into its projections, or was already."""
+    plain = isinstance(layer, nn.MultiheadAttention) and type(layer).forward is nn.MultiheadAttention.forward
+    return plain or isinstance(layer, MultiheadAttention)
+
+
+class Part(NamedTuple):
+    """One weight that is factored: the name of what holds it, its shape as a matrix (or several), its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    weight: torch.Tensor
+
+
+def parts(name: str, layer: nn.Module) -> list[Part]:
+    """The weights of a supported layer: its own, or of attention those of the projections."""
+    if isinstance(layer, OIALRLayer):
+        return [Part(name, layer.matrix_shape, layer.base_weight)]
+    if isinstance(layer, MultiheadAttention):
+        return [part for child in PROJECTIONS for part in parts(f"{name}.{child}", getattr(layer, child))]
+    if isinstance(layer, nn.MultiheadAttention):
+        weights = projection_weights(layer)
+        return [Part(f"{name}.{child}", tuple(weight.shape), weight) for child, weight in weights.items()]
+    wrapper = _wrapper(layer)
+    assert wrapper is not None, "callers check unsupported_reason first"
+    return [Part(name, wrapper.matrix_shape_of(layer), cast(torch.Tensor, layer.weight))]
+
+
+def _wrapper(layer: nn.Module) -> type[OIALRLayer] | None:
     """The wrapper of a layer: of its own class, or of the class whose forward it inherits unchanged."""
     for kind, wrapper in _WRAPPERS.items():
         if isinstance(layer, kind) and type(layer).forward is kind.forward:
@@ -43,13 +80,13 @@ def unsupported_reason(layer: nn.Module) -> str | None:
             f"holds quantised weights ({type(layer).__name__}, {kind}), which are not supported yet; load the model "
             "in float32, bfloat16 or float16"
         )
-    if _wrapper(layer) is None:
+    if not is_attention(layer) and _wrapper(layer) is None:
         return f"is a {type(layer).__module__}.{type(layer).__name__}; supported are {SUPPORTED}"
     return None
 
 
-def wrap(layer: nn.Module) -> Linear:
-    """The OIALR layer around a supported layer."""
+def wrap(layer: nn.Module) -> OIALRLayer:
+    """The OIALR layer around a supported layer other than attention."""
     wrapper = _wrapper(layer)
     assert wrapper is not None, "callers check unsupported_reason first"
     return wrapper(layer)

@@ -1,8 +1,8 @@
 """The maths of OIALR: tensors in, tensors out. No torch.nn, no PEFT, no torch.distributed."""
 
-from .contraction import contract
-from .factors import Factors, orthonormality_error, working_dtype
-from .rank import RankRule, select_rank
+from .contraction import cheapest_order, contract
+from .factors import Factors, factor_shapes, factored_size, orthonormality_error, working_dtype
+from .rank import RankRule, floor_rank, select_rank
 from .rotation import Rotation, decompose, rotate, rotate_lowrank
 
 
@@ -10,8 +10,12 @@ __all__ = [
     "Factors",
     "RankRule",
     "Rotation",
+    "cheapest_order",
     "contract",
     "decompose",
+    "factor_shapes",
+    "factored_size",
+    "floor_rank",
     "orthonormality_error",
     "rotate",
     "rotate_lowrank",

@@ -22,14 +22,19 @@ class RankRule:
 
 
 def select_rank(singular_values: torch.Tensor, full_rank: int, rule: RankRule) -> int:
-    """The rank to keep, between 1 and len(singular_values); never more than the present rank.
+    """The rank to keep, between 1 and the present rank.
 
-    `singular_values` is the descending spectrum of a layer whose full rank is `full_rank` = min(rows, cols). A value
-    equal to the threshold is kept, so ties are decided the same everywhere.
+    `singular_values` (rank,) is the descending spectrum of a layer whose full rank is `full_rank` = min(rows, cols). A
+    value equal to the threshold is kept, so ties are decided the same everywhere. Of several spectra (groups, rank),
+    which share one rank, the one that wants most decides.
     """
-    present = singular_values.shape[0]
-    wanted = int((singular_values >= rule.sigma_cutoff * singular_values[0]).sum())
+    present = singular_values.shape[-1]
+    wanted = int((singular_values >= rule.sigma_cutoff * singular_values[..., :1]).sum(-1).max())
     # The small constant keeps shares such as 0.29 * 100 = 28.999999999999996 from losing one to rounding.
     capped = present - math.floor(rule.max_cut * present + 1e-9)
-    floor = max(1, math.floor(rule.min_rank * full_rank + 1e-9))
-    return min(present, max(wanted, capped, floor))
+    return min(present, max(wanted, capped, floor_rank(full_rank, rule)))
+
+
+def floor_rank(full_rank: int, rule: RankRule) -> int:
+    """The rank that no cut goes below."""
+    return max(1, math.floor(rule.min_rank * full_rank + 1e-9))

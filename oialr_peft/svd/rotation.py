@@ -19,7 +19,8 @@ class Rotation:
 
     `left` (rows, rank) and `right` (cols, rank) have orthonormal columns. The matrix is either a dense weight (then
     `left` and `right` become the bases) or the sigma of a factored layer (then they rotate its bases). Whatever lives
-    in the coordinates of the matrix, optimizer moments above all, moves with the same two matrices.
+    in the coordinates of the matrix, optimizer moments above all, moves with the same two matrices. With a leading
+    dimension it is several matrices at once, cut to the same rank.
     """
 
     left: torch.Tensor
@@ -28,21 +29,21 @@ class Rotation:
 
     def cut(self, rank: int) -> Rotation:
         """Keep the `rank` largest singular values."""
-        return Rotation(self.left[:, :rank], self.singular_values[:rank], self.right[:, :rank])
+        return Rotation(self.left[..., :rank], self.singular_values[..., :rank], self.right[..., :rank])
 
     @property
     def rank(self) -> int:
-        return self.singular_values.shape[0]
+        return self.singular_values.shape[-1]
 
     def factorise(self, dtype: torch.dtype) -> Factors:
         """The factors of a dense weight, contiguous and in `dtype`."""
-        return _stored(self.left, self.singular_values, self.right.T, dtype)
+        return _stored(self.left, self.singular_values, self.right.mT, dtype)
 
     def apply(self, factors: Factors) -> Factors:
         """Rotate `factors`, whose sigma this is the decomposition of: u ← u left, vh ← rightᵀ vh, sigma ← diag."""
         work = self.left.dtype
         u = reorthonormalise(factors.u.to(work) @ self.left)
-        vh = reorthonormalise(factors.vh.to(work).T @ self.right).T
+        vh = reorthonormalise(factors.vh.to(work).mT @ self.right).mT
         return _stored(u, self.singular_values, vh, factors.sigma.dtype)
 
 
@@ -61,7 +62,7 @@ def rotate(matrix: torch.Tensor) -> Rotation | None:
         except LinAlgError:
             continue
         if bool(torch.isfinite(s).all()):
-            return Rotation(u.to(work), s.to(work), vh.to(work).T)
+            return Rotation(u.to(work), s.to(work), vh.to(work).mT)
     return None
 
 
@@ -80,23 +81,23 @@ def rotate_lowrank(matrix: torch.Tensor, rank: int, *, seed: int, iterations: in
     `rank` is far below min(rows, cols); else the exact `rotate` is used.
     """
     width = rank + 8
-    if 4 * width > min(matrix.shape):
+    if 4 * width > min(matrix.shape[-2:]):
         return decompose(matrix, rank, "svd")
     work = matrix.detach().to(working_dtype(matrix.dtype))
     if not bool(torch.isfinite(work).all()):
         return None
     generator = torch.Generator().manual_seed(seed)
-    sketch = torch.randn(work.shape[1], width, generator=generator, dtype=work.dtype).to(work.device)
+    sketch = torch.randn(work.shape[-1], width, generator=generator, dtype=work.dtype).to(work.device)
     basis = torch.linalg.qr(work @ sketch).Q
     for _ in range(iterations):
-        basis = torch.linalg.qr(work @ torch.linalg.qr(work.T @ basis).Q).Q
-    small = rotate(basis.T @ work)
+        basis = torch.linalg.qr(work @ torch.linalg.qr(work.mT @ basis).Q).Q
+    small = rotate(basis.mT @ work)
     return None if small is None else Rotation(basis @ small.left, small.singular_values, small.right).cut(rank)
 
 
 def _stored(u: torch.Tensor, singular_values: torch.Tensor, vh: torch.Tensor, dtype: torch.dtype) -> Factors:
     # Contiguous copies: a slice kept alive would pin the uncut matrix in memory and in the saved file.
-    parts = (u, torch.diag(singular_values), vh)
+    parts = (u, torch.diag_embed(singular_values), vh)
     return Factors(*(part.to(dtype).clone(memory_format=torch.contiguous_format) for part in parts))
 
 

@@ -56,17 +56,24 @@ def test_skinny_layers_heads_and_unusual_linears_are_left_alone_with_a_reason():
         def forward(self, x):
             return 2 * super().forward(x)
 
+    class OddAttention(nn.MultiheadAttention):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
     model = nn.Sequential()
     model.body = nn.Linear(32, 32)
     model.skinny = nn.Linear(32, 3)
     model.scaled = Scaled(32, 32)
-    model.attention = nn.MultiheadAttention(32, 2)
+    model.attention = OddAttention(32, 2)
+    model.depthwise = nn.Conv1d(32, 32, 3, groups=32)
     model.head = nn.Linear(32, 32)
     skipped = get_peft_model(model, OIALRConfig()).base_model.selection.skipped
     assert skipped["skinny"] == "skinny: (3, 32)"
     assert skipped["head"] == "output head"
     assert "Scaled; supported are" in skipped["scaled"]
-    assert "MultiheadAttention" in skipped["attention.out_proj"]
+    assert "OddAttention; supported are" in skipped["attention"]
+    assert "OddAttention, which reads its weight directly" in skipped["attention.out_proj"]
+    assert skipped["depthwise"] == "cannot get smaller: its factors hold at least 160 values, the weight 96"
 
 
 def test_layers_whose_weight_is_read_directly_are_never_replaced():
@@ -74,9 +81,9 @@ def test_layers_whose_weight_is_read_directly_are_never_replaced():
     model.block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     model.body = nn.Linear(16, 16)
     x = torch.randn(2, 3, 16)
-    selection = get_peft_model(model, OIALRConfig()).base_model.selection
+    selection = get_peft_model(model, OIALRConfig(exclude_modules=["self_attn"])).base_model.selection
     assert selection.chosen == ["body"]
-    assert "nn.TransformerEncoderLayer, which reads the weight directly" in selection.skipped["block.linear1"]
+    assert "nn.TransformerEncoderLayer, which reads its weight directly" in selection.skipped["block.linear1"]
     assert model(x).shape == x.shape
     fresh = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32))
     with pytest.raises(ValueError, match=r"part of an nn\.TransformerEncoderLayer"):
@@ -90,12 +97,12 @@ def test_what_cannot_be_reached_is_named():
             self.gate_up_proj = nn.Parameter(torch.randn(4, 16, 16))
 
     model = nn.Sequential()
-    model.experts, model.conv, model.body = Experts(), nn.Conv2d(3, 16, 3), nn.Linear(16, 16)
+    model.experts, model.conv, model.body = Experts(), nn.Conv3d(3, 16, 3), nn.Linear(16, 16)
     skipped = get_peft_model(model, OIALRConfig()).base_model.selection.skipped
     assert "Experts; supported are" in skipped["experts"]
-    assert "Conv2d; supported are" in skipped["conv"]
-    with pytest.raises(ValueError, match=r"No layer is left(.|\n)*Conv2d; supported are"):
-        get_peft_model(nn.Sequential(nn.Conv2d(3, 16, 3)), OIALRConfig())
+    assert "Conv3d; supported are" in skipped["conv"]
+    with pytest.raises(ValueError, match=r"No layer is left(.|\n)*Conv3d; supported are"):
+        get_peft_model(nn.Sequential(nn.Conv3d(3, 16, 3)), OIALRConfig())
 
 
 def test_a_module_under_two_names_is_refused_when_named():
