@@ -48,6 +48,8 @@ class OIALRConfig(PeftConfig):
         layer_step: share of layers that joins at each update, last layers first (α), in (0, 1], default 0.1.
         max_cut: at most this share of a layer's rank goes per update, in [0, 1], default 0.5.
         min_rank: floor of the rank as a share of min(out, in), in [0, 1], never under 1. Default 0.01.
+        rank_multiple: cuts round ranks up to a multiple of this number. Default 1. Raise it (8, 16) where torch.compile
+            or the hardware wants few different or even shapes.
         keep_first_layer, keep_last_layer: leave the first / last targeted layer dense. Default `False`.
         train_rest: paper mode: everything that is not factorised trains too and is saved with the adapter. Default
             `False`, as for any adapter. Set it when training from scratch.
@@ -76,6 +78,7 @@ class OIALRConfig(PeftConfig):
     layer_step: float = field(default=0.1, metadata=_help("Share of layers that joins per update, last first."))
     max_cut: float = field(default=0.5, metadata=_help("Largest share of a rank that goes per update."))
     min_rank: float = field(default=0.01, metadata=_help("Floor of the rank as a share of min(out, in)."))
+    rank_multiple: int = field(default=1, metadata=_help("Cuts round ranks up to a multiple of this."))
     keep_first_layer: bool = field(default=False, metadata=_help("Leave the first targeted layer dense."))
     keep_last_layer: bool = field(default=False, metadata=_help("Leave the last targeted layer dense."))
     train_rest: bool = field(default=False, metadata=_help("Train and save everything that is not factorised too."))
@@ -96,7 +99,7 @@ class OIALRConfig(PeftConfig):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
         self._check_ranks()
-        self._check_schedule()
+        self._check_counts()
         self._check_choices()
 
     @property
@@ -105,7 +108,7 @@ class OIALRConfig(PeftConfig):
 
     @property
     def rank_rule(self) -> RankRule:
-        return RankRule(self.sigma_cutoff, self.max_cut, self.min_rank)
+        return RankRule(self.sigma_cutoff, self.max_cut, self.min_rank, self.rank_multiple)
 
     @property
     def frees_base(self) -> bool:
@@ -125,13 +128,17 @@ class OIALRConfig(PeftConfig):
             if isinstance(rank, int) and rank < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {rank}. Use None for the full rank.")
 
-    def _check_schedule(self) -> None:
-        for name, least in (("delay", 0), ("update_interval", 1)):
+    def _check_counts(self) -> None:
+        for name, least, unit in (
+            ("delay", 0, "optimizer steps"),
+            ("update_interval", 1, "optimizer steps"),
+            ("rank_multiple", 1, "singular values"),
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"`{name}` counts optimizer steps and must be an int; got {value!r}.")
+                raise TypeError(f"`{name}` counts {unit} and must be an int; got {value!r}.")
             if value < least:
-                raise ValueError(f"`{name}` must be at least {least} optimizer steps; got {value}.")
+                raise ValueError(f"`{name}` must be at least {least} {unit}; got {value}.")
 
     def _check_choices(self) -> None:
         ranges = {  # field: (interval as shown, test)

@@ -14,11 +14,14 @@ class RankRule:
 
     `sigma_cutoff` (β): drop singular values below this share of the largest. `max_cut`: at most this share of the
     present rank goes at once. `min_rank`: floor as a share of the full rank min(rows, cols), never under 1.
+    `multiple`: ranks are rounded up to a multiple of this number; above 1, one multiple may go whatever `max_cut` says
+    (but 0), or a small share of a small rank would never reach the next one.
     """
 
     sigma_cutoff: float
     max_cut: float
     min_rank: float
+    multiple: int = 1
 
 
 def select_rank(singular_values: torch.Tensor, full_rank: int, rule: RankRule) -> int:
@@ -31,8 +34,10 @@ def select_rank(singular_values: torch.Tensor, full_rank: int, rule: RankRule) -
     present = singular_values.shape[-1]
     wanted = int((singular_values >= rule.sigma_cutoff * singular_values[..., :1]).sum(-1).max())
     # The small constant keeps shares such as 0.29 * 100 = 28.999999999999996 from losing one to rounding.
-    capped = present - math.floor(rule.max_cut * present + 1e-9)
-    return min(present, max(wanted, capped, floor_rank(full_rank, rule)))
+    step = rule.multiple if rule.multiple > 1 and rule.max_cut else 0
+    capped = present - max(step, math.floor(rule.max_cut * present + 1e-9))
+    least = max(wanted, capped, floor_rank(full_rank, rule))
+    return min(present, math.ceil(least / rule.multiple) * rule.multiple)
 
 
 def floor_rank(full_rank: int, rule: RankRule) -> int:
