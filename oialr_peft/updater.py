@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +46,7 @@ class OIALRUpdater:
                 "`get_peft_model(model, OIALRConfig())` before training, or leave the OIALR callback or updater away."
             )
         adapter = self.layers[0][2]
-        self.config: OIALRConfig = _peft_configs(model)[adapter]
+        self.config = _config_of(model, adapter)
         self.optimizer = optimizer
         self.carrier = MomentCarrier(optimizer, self.config.moments)
         self.steps = 0
@@ -101,11 +101,13 @@ class OIALRUpdater:
             )
 
 
-def _peft_configs(model: nn.Module) -> dict[str, Any]:
-    """The adapter configs of a model, through wrappers such as DDP and torch.compile."""
-    for name in ("module", "_orig_mod"):
-        model = getattr(model, name, model)
-    return cast(dict[str, Any], model.peft_config)
+def _config_of(model: nn.Module, adapter: str) -> OIALRConfig:
+    """The adapter's config, held by the model or by the part of it that has the adapter (sentence-transformers)."""
+    for module in model.modules():
+        config = (getattr(module, "peft_config", None) or {}).get(adapter)
+        if isinstance(config, OIALRConfig):
+            return config
+    raise TypeError(f"{type(model).__name__} has OIALR layers, but no OIALRConfig of the adapter {adapter!r}.")
 
 
 def _refuse_several_processes() -> None:

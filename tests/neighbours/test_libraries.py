@@ -1,0 +1,154 @@
+"""Neighbouring libraries with their real trainers and models; each is skipped, with words, where it is not installed."""
+
+import warnings
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater, OIALRWarning
+from tests.conftest import tiny_bert, tiny_llama
+
+
+SENTENCES = [
+    "the film is good",
+    "the film is bad",
+    "a good plot and a good cast",
+    "a bad plot",
+    "is the cast good",
+] * 4
+CUTS = {"update_interval": 2, "layer_step": 1.0, "sigma_cutoff": 0.5}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = ["<pad>", "<eos>", "<unk>", *sorted({word for sentence in SENTENCES for word in sentence.split()})]
+    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=16
+    )
+
+
+def sft_trainer(folder, callbacks):
+    trl = pytest.importorskip("trl", reason="not run: trl absent")
+    args = trl.SFTConfig(
+        str(folder),
+        max_steps=6,
+        per_device_train_batch_size=4,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        max_length=16,
+        learning_rate=1e-2,
+        bf16=False,
+    )
+    return trl.SFTTrainer(
+        tiny_llama(),
+        args=args,
+        train_dataset=Dataset.from_dict({"text": SENTENCES}),
+        processing_class=tokenizer(),
+        peft_config=OIALRConfig(task_type="CAUSAL_LM", **CUTS),
+        callbacks=callbacks,
+    )
+
+
+def test_trl_sft_trains_and_cuts(tmp_path):
+    trainer = sft_trainer(tmp_path, [OIALRCallback()])
+    start = trainer.model.base_model.ranks()
+    trainer.train()
+    ranks = trainer.model.base_model.ranks()
+    assert ranks.keys() == start.keys()
+    assert sum(ranks.values()) < sum(start.values())
+    assert any("oialr/mean_rank" in entry for entry in trainer.state.log_history)
+
+
+def test_trl_without_the_callback_warns(tmp_path):
+    trainer = sft_trainer(tmp_path, [])
+    with pytest.warns(OIALRWarning, match="no OIALR update was made"):
+        trainer.train()
+
+
+def test_accelerate_in_a_loop_of_ones_own():
+    from accelerate import Accelerator
+    from peft import get_peft_model
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = get_peft_model(tiny_llama(), OIALRConfig(**CUTS))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, 6)
+    loader = torch.utils.data.DataLoader([torch.randint(0, 48, (8,)) for _ in range(24)], batch_size=2)
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    updater, reports = OIALRUpdater(model, optimizer), []
+    for batch in loader:
+        with accelerator.accumulate(model):
+            accelerator.backward(model(input_ids=batch, labels=batch).loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            reports.append(updater.step())
+            schedule.step()
+            optimizer.zero_grad()
+    assert updater.steps == 6
+    assert len([report for report in reports if report]) == 3
+    assert max(accelerator.unwrap_model(model).base_model.ranks().values()) < 16
+
+
+def test_sentence_transformers_trains_and_cuts(tmp_path):
+    st = pytest.importorskip("sentence_transformers", reason="not run: sentence-transformers absent")
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    tiny_bert().bert.save_pretrained(tmp_path / "bert")
+    tokenizer().save_pretrained(tmp_path / "bert")
+    model = st.SentenceTransformer(str(tmp_path / "bert"), device="cpu")
+    model.add_adapter(OIALRConfig(task_type="FEATURE_EXTRACTION", **CUTS))
+    pairs = Dataset.from_dict({"anchor": SENTENCES, "positive": SENTENCES[1:] + SENTENCES[:1]})
+    args = SentenceTransformerTrainingArguments(
+        str(tmp_path / "out"), max_steps=6, report_to=[], use_cpu=True, save_strategy="no", learning_rate=1e-2
+    )
+    loss = MultipleNegativesRankingLoss(model)
+    callback = OIALRCallback()
+    SentenceTransformerTrainer(model, args, train_dataset=pairs, loss=loss, callbacks=[callback]).train()
+    ranks = [layer.rank(adapter) for _, layer, adapter in callback.updater.layers]
+    assert callback.updater.steps == 6
+    assert min(ranks) < 16
+    embeddings = model.encode(SENTENCES[:2])
+    model.save_pretrained(str(tmp_path / "saved"))
+    loaded = st.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    torch.testing.assert_close(loaded.encode(SENTENCES[:2]), embeddings, rtol=1e-5, atol=1e-6)
+
+
+def test_diffusers_unet_trains_and_cuts_convolutions_and_attention():
+    pytest.importorskip("diffusers", reason="not run: diffusers absent")
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([1, 7]), torch.randn(2, 3, 16))
+    expected = unet.eval()(*inputs).sample
+    unet.add_adapter(OIALRConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"], **CUTS))
+    torch.testing.assert_close(unet(*inputs).sample, expected, rtol=1e-3, atol=1e-4)
+    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-2)
+    updater = OIALRUpdater(unet, optimizer)
+    kinds = {type(layer).__name__ for _, layer, _ in updater.layers}
+    assert kinds == {"Linear", "Conv2d"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        for _ in range(4):
+            nn.functional.mse_loss(unet(*inputs).sample, inputs[0]).backward()
+            optimizer.step()
+            updater.step()
+            optimizer.zero_grad()
+    cut = {type(layer).__name__ for _, layer, adapter in updater.layers if layer.rank(adapter) < layer.full_rank}
+    assert cut == kinds
