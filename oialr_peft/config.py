@@ -48,8 +48,8 @@ class OIALRConfig(PeftConfig):
         layer_step: share of layers that joins at each update, last layers first (α), in (0, 1], default 0.1.
         max_cut: at most this share of a layer's rank goes per update, in [0, 1], default 0.5.
         min_rank: floor of the rank as a share of min(out, in), in [0, 1], never under 1. Default 0.01.
-        rank_multiple: cuts round ranks up to a multiple of this number. Default 1. Raise it (8, 16) where torch.compile
-            or the hardware wants few different or even shapes.
+        rank_multiple: cuts round ranks up to a multiple of this number. Default 1. Raise it (8, 16) where
+            torch.compile wants few different shapes, or the hardware even ones.
         keep_first_layer, keep_last_layer: leave the first / last targeted layer dense. Default `False`.
         train_rest: paper mode: everything that is not factorised trains too and is saved with the adapter. Default
             `False`, as for any adapter. Set it when training from scratch.

@@ -1,4 +1,4 @@
-"""Neighbouring libraries with their real trainers and models; each is skipped, with words, where it is not installed."""
+"""Neighbouring libraries with their real trainers and models; what is not installed is reported as "not run"."""
 
 import warnings
 
