@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from .config import OIALRConfig
+from .distributed import Piece, Processes
 from .errors import OIALRWarning
 from .layers import OIALRLayer
 from .layers.rules import initial_rank
 from .moments import MomentCarrier
-from .svd import decompose, select_rank
+from .svd import Rotation, decompose, select_rank
 
 
 @dataclass(frozen=True)
@@ -54,39 +55,35 @@ def update_bases(
     layers: Sequence[tuple[str, OIALRLayer, str]],
     config: OIALRConfig,
     carrier: MomentCarrier,
+    processes: Processes,
     *,
     step: int,
     update_number: int,
 ) -> UpdateReport:
     """Rotate the bases of the layers that are due, cut them, and carry the optimizer's moments along.
 
-    Layers that are still dense are factorised first; `layers` are (name, layer, adapter) in model order. Layer by
-    layer, so that the peak never holds two copies of the weights. A layer whose SVD cannot be had is left as it is,
-    with one warning.
+    Layers that are still dense are factorised first; `layers` are (name, layer, adapter) in model order. A few layers
+    at a time, so that the peak never holds two copies of the weights. A layer whose SVD cannot be had is left as it
+    is, with one warning.
     """
     began = time.perf_counter()
     due = {name for name, *_ in layers[-config.schedule.layers_due(update_number, len(layers)) :]}
+    work = {name: (layer, adapter) for name, layer, adapter in layers if name in due or not layer.is_factored(adapter)}
+    pieces = [_piece(name, layer, adapter, config, cut=name in due) for name, (layer, adapter) in work.items()]
     factorised, changed, dropped, skipped = False, {}, {}, []
-    for name, layer, adapter in layers:
-        dense = not layer.is_factored(adapter)
-        if not dense and name not in due:
-            continue
-        parameter = layer.parameter(adapter)
-        before, energy = layer.rank(adapter), float(parameter.detach().float().square().sum())
-        rank = initial_rank(name, layer.full_rank, config) if dense else before
-        rotation = decompose(layer.matrix(adapter), rank, config.init if dense else "svd")
+    for piece, rotation in processes.rotations(pieces):
         if rotation is None:
-            skipped.append(name)
+            skipped.append(piece.name)
             continue
-        kept = rotation
-        if name in due:
-            kept = rotation.cut(select_rank(rotation.singular_values, layer.full_rank, config.rank_rule))
-        layer.apply_rotation(adapter, kept)
-        carrier.carry(parameter, kept, was_dense=dense)
+        layer, adapter = work[piece.name]
+        parameter, before, dense = layer.parameter(adapter), layer.rank(adapter), not layer.is_factored(adapter)
+        energy = float(parameter.detach().float().square().sum())
+        layer.apply_rotation(adapter, rotation)
+        carrier.carry(parameter, rotation, was_dense=dense)
         factorised |= dense
-        if kept.rank < before:
-            changed[name] = [before, kept.rank]
-            dropped[name] = max(0.0, 1 - float(kept.singular_values.square().sum()) / energy)
+        if rotation.rank < before:
+            changed[piece.name] = [before, rotation.rank]
+            dropped[piece.name] = max(0.0, 1 - float(rotation.singular_values.square().sum()) / energy)
     _warn_skipped(skipped, step)
     return UpdateReport(
         step=step,
@@ -99,6 +96,20 @@ def update_bases(
         skipped=skipped,
         trainable_parameters=sum(layer.parameter(adapter).numel() for _, layer, adapter in layers),
     )
+
+
+def _piece(name: str, layer: OIALRLayer, adapter: str, config: OIALRConfig, *, cut: bool) -> Piece:
+    """The matrix of a layer and how its rotation is computed: decomposed, and cut where the layer is due."""
+    matrix, dense = layer.matrix(adapter), not layer.is_factored(adapter)
+
+    def compute() -> Rotation | None:
+        rank = initial_rank(name, layer.full_rank, config) if dense else layer.rank(adapter)
+        rotation = decompose(matrix, rank, config.init if dense else "svd")
+        if rotation is None or not cut:
+            return rotation
+        return rotation.cut(select_rank(rotation.singular_values, layer.full_rank, config.rank_rule))
+
+    return Piece(name, tuple(matrix.shape), matrix.dtype, matrix.device, compute)
 
 
 def _warn_skipped(skipped: list[str], step: int) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import nn
 
 from .config import OIALRConfig
+from .distributed import Processes, ReducerKeeper, refuse_unsupported
 from .errors import OIALRWarning
 from .layers import active_layers
 from .moments import MomentCarrier
@@ -34,12 +34,23 @@ class OIALRUpdater:
 
     Raises:
         TypeError, ValueError: the model has no active OIALR adapter, or the optimizer does not hold its parameters.
-        NotImplementedError: training runs on several processes.
+        NotImplementedError: the model is sharded over processes (FSDP, ZeRO, tensor parallel).
+        RuntimeError: on several processes, when they have different configs, layers or ranks, or one reports an error.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
-        _refuse_several_processes()
+        self.processes = Processes()
         self.layers = active_layers(model)
+        self.optimizer = optimizer
+        self.steps = 0
+        error: Exception | None = None
+        try:
+            self._take(model)
+        except Exception as found:
+            error = found
+        self.processes.agree(self._facts(), error)
+
+    def _take(self, model: nn.Module) -> None:
         if not self.layers:
             raise TypeError(
                 f"{type(model).__name__} has no active OIALR adapter. Make one with "
@@ -47,11 +58,23 @@ class OIALRUpdater:
             )
         adapter = self.layers[0][2]
         self.config = _config_of(model, adapter)
-        self.optimizer = optimizer
-        self.carrier = MomentCarrier(optimizer, self.config.moments)
-        self.steps = 0
+        self.carrier = MomentCarrier(self.optimizer, self.config.moments)
         self._watch = next((watch for _, layer, _ in self.layers if (watch := layer.watches.get(adapter))), None)
         self._check_optimizer()
+        self._keeper: ReducerKeeper | None = None
+        if self.processes.several:
+            refuse_unsupported(model, self.optimizer)
+            self._keeper = ReducerKeeper(model, self._parameters(), ("oialr_u", "oialr_vh"))
+
+    def _facts(self) -> dict[str, Any]:
+        """What must be the same on all processes."""
+        config = getattr(self, "config", None)
+        fields = {} if config is None else config.to_dict()
+        facts = {f"OIALRConfig.{field}": value for field, value in fields.items() if field != "ranks"}
+        return {**facts, "the layers and ranks": {name: layer.rank(adapter) for name, layer, adapter in self.layers}}
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {name: layer.parameter(adapter) for name, layer, adapter in self.layers}
 
     def step(self) -> UpdateReport | None:
         """Count one optimizer step; where an update is due after it, make it and report it.
@@ -67,7 +90,12 @@ class OIALRUpdater:
         number = self.config.schedule.update_number(self.steps)
         if number is None:
             return None
-        return update_bases(self.layers, self.config, self.carrier, step=self.steps, update_number=number)
+        report = update_bases(
+            self.layers, self.config, self.carrier, self.processes, step=self.steps, update_number=number
+        )
+        if self._keeper is not None and (report.factorised or report.changed):
+            self._keeper.rebuild()
+        return report
 
     def state_dict(self) -> dict[str, int]:
         """Plain JSON. Ranks and bases are in the adapter, moments in the optimizer."""
@@ -79,7 +107,7 @@ class OIALRUpdater:
 
     def _check_optimizer(self) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        parameters = {name: layer.parameter(adapter) for name, layer, adapter in self.layers}
+        parameters = self._parameters()
         frozen = [name for name, p in parameters.items() if not p.requires_grad]
         if frozen:
             raise ValueError(
@@ -108,12 +136,3 @@ def _config_of(model: nn.Module, adapter: str) -> OIALRConfig:
         if isinstance(config, OIALRConfig):
             return config
     raise TypeError(f"{type(model).__name__} has OIALR layers, but no OIALRConfig of the adapter {adapter!r}.")
-
-
-def _refuse_several_processes() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        if (size := torch.distributed.get_world_size()) > 1:
-            raise NotImplementedError(
-                f"OIALR does not train on several processes yet (world size {size}): ranks could drift apart. Train "
-                "on one process; gradient accumulation gives the same batch."
-            )

@@ -198,14 +198,6 @@ def test_a_frozen_adapter_and_a_foreign_optimizer_are_refused(mlp):
         OIALRUpdater(model, optimizer)
 
 
-def test_several_processes_are_refused(mlp, monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    model = get_peft_model(mlp, OIALRConfig())
-    with pytest.raises(NotImplementedError, match="world size 2"):
-        OIALRUpdater(model, torch.optim.AdamW(model.parameters()))
-
-
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_run_without_callback_warns_once_and_names_the_line(fused, tmp_path):
     optim = "adamw_torch_fused" if fused else "adamw_torch"

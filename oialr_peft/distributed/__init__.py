@@ -1,0 +1,9 @@
+"""Several processes: who computes which SVD, sending the results, keeping DDP's reducer true."""
+
+from .plan import assign_owners, svd_cost
+from .processes import Piece, Processes
+from .reducer import ReducerKeeper
+from .support import refuse_unsupported
+
+
+__all__ = ["Piece", "Processes", "ReducerKeeper", "assign_owners", "refuse_unsupported", "svd_cost"]
