@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
@@ -47,3 +50,43 @@ def register() -> None:
             f"A PEFT method named {_NAME} is already registered with the config {present.__module__}."
             f"{present.__qualname__}. Import only one of the two packages."
         )
+    _write_our_cards()
+
+
+def _write_our_cards() -> None:
+    """Have PeftModel write our card where the active adapter is OIALR's: PEFT asks a tuner nothing about cards.
+
+    `create_or_update_model_card` runs in every save. `_upload_modified_files` ends `push_to_hub`, which has just put a
+    blank form, or the README of the repository, over the saved one. A method that PEFT no longer has is passed over,
+    so that training and saving go on; tests/cards/test_hook.py tells us.
+    """
+    from peft import PeftModel
+
+    from .cards import write_card
+    from .config import OIALRConfig
+
+    def is_ours(model: PeftModel) -> bool:
+        return any(isinstance(model.peft_config.get(name), OIALRConfig) for name in model.active_adapters)
+
+    def replace_card(original, self, output_dir):
+        return write_card(self, output_dir) if is_ours(self) else original(self, output_dir)
+
+    def card_before_upload(original, self, working_dir, repo_id, *args, **kwargs):
+        if is_ours(self):
+            write_card(self, working_dir, repo_id=repo_id)
+        return original(self, working_dir, repo_id, *args, **kwargs)
+
+    hooks = {"create_or_update_model_card": replace_card, "_upload_modified_files": card_before_upload}
+    for name, hook in hooks.items():
+        original = getattr(PeftModel, name, None)
+        if original is not None and not hasattr(original, "oialr_hook"):
+            setattr(PeftModel, name, _hooked(original, hook))
+
+
+def _hooked(original: Callable, hook: Callable) -> Callable:
+    @functools.wraps(original)
+    def method(self, *args, **kwargs):
+        return hook(original, self, *args, **kwargs)
+
+    method.oialr_hook = True  # type: ignore[attr-defined]
+    return method

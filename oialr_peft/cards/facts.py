@@ -1,0 +1,158 @@
+"""What a card tells, gathered from a live model."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, cast
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from peft import PeftConfig, PeftModel
+from torch import nn
+
+from ..config import OIALRConfig
+from ..layers import OIALRLayer, active_layers
+from ..report import rank_report
+
+
+Kind = Literal["adapter", "compressed"]
+
+_PACKAGES = ("oialr-peft", "peft", "transformers", "torch")
+_TASKS = {  # PEFT's task type: the Hub's pipeline tag, where the first settles the second
+    "CAUSAL_LM": "text-generation",
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "FEATURE_EXTRACTION": "feature-extraction",
+}
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One targeted layer as the files hold it; `rank` is None where it is dense, `dense` counts its dense weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int | None
+    full_rank: int
+    parameters: int
+    dense: int
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything that the template and the metadata may use.
+
+    `base`: Hub id of the base model, None for a local one, or one built from a config. `library`: the package that has
+    `model_class` as a public name, None for a class of the user's own. `settings`: what differs from OIALRConfig's
+    defaults. `results`: as the caller gave them.
+    """
+
+    kind: Kind
+    model_class: str
+    library: str | None
+    base: str | None
+    pipeline_tag: str | None
+    tags: list[str]
+    train_rest: bool
+    layers: list[LayerFacts]
+    trainable: int
+    total: int
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    results: dict[str, float] = field(default_factory=dict)
+    repo_id: str | None = None
+
+    @property
+    def held(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def dense(self) -> int:
+        return sum(layer.dense for layer in self.layers)
+
+
+def gather(
+    model: nn.Module, kind: Kind, repo_id: str | None = None, results: Mapping[str, float] | None = None
+) -> CardFacts:
+    """The facts of a model with an OIALR adapter (a PeftModel, or a model of transformers with one added)."""
+    found = active_layers(model)
+    configs = cast("Mapping[str, PeftConfig]", getattr(model, "peft_config", {}))
+    config = next((c for c in configs.values() if isinstance(c, OIALRConfig)), OIALRConfig())
+    config = next((configs[adapter] for _, _, adapter in found[:1]), config)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = [_layer(name, layer, adapter, kind) for name, layer, adapter in found]
+    report = rank_report(model) if found else None
+    return CardFacts(
+        kind=kind,
+        model_class=type(base).__name__,
+        library=_library(type(base)),
+        base=hub_id(_name(base) or config.base_model_name_or_path),
+        pipeline_tag=_TASKS.get(str(getattr(config.task_type, "value", config.task_type))),
+        tags=[tag for tag in getattr(base, "model_tags", None) or [] if isinstance(tag, str)],
+        train_rest=cast(OIALRConfig, config).train_rest,
+        layers=layers,
+        trainable=report.trainable if report else 0,
+        total=report.total if report else 0,
+        settings=_settings(cast(OIALRConfig, config), {layer.name for layer in layers}),
+        versions=_versions(),
+        results=dict(results or {}),
+        repo_id=repo_id,
+    )
+
+
+def hub_id(name: str | None) -> str | None:
+    """The name if the Hub takes it for a model id; None if it is empty, a folder here, or of another form."""
+    if not name or os.path.exists(name):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _layer(name: str, layer: OIALRLayer, adapter: str, kind: Kind) -> LayerFacts:
+    dense, rank = math.prod(layer.weight_shape), None
+    held = dense
+    if layer.is_factored(adapter):
+        factors = layer.factors(adapter)
+        rank, held = layer.rank(adapter), sum(factor.numel() for factor in factors)
+        if kind == "compressed" and (held := factors.u.numel() + factors.vh.numel()) >= dense:
+            rank, held = None, dense
+    return LayerFacts(name, tuple(layer.weight_shape), rank, layer.full_rank, held, dense)
+
+
+def _library(cls: type) -> str | None:
+    package = cls.__module__.partition(".")[0]
+    known = package in ("transformers", "diffusers") and hasattr(import_module(package), cls.__name__)
+    return package if known else None
+
+
+def _name(base: nn.Module) -> str | None:
+    name = getattr(base, "name_or_path", None) or getattr(getattr(base, "config", None), "_name_or_path", None)
+    return name if isinstance(name, str) else None
+
+
+def _settings(config: OIALRConfig, targets: set[str]) -> dict[str, Any]:
+    """OIALR's own fields that differ from their defaults; `target_modules` only where the user chose them."""
+    own = {f.name for f in fields(OIALRConfig)} - {f.name for f in fields(PeftConfig)} - {"ranks"}
+    default = OIALRConfig()
+    changed = {name: getattr(config, name) for name in sorted(own) if getattr(config, name) != getattr(default, name)}
+    if changed.get("target_modules") == targets:
+        del changed["target_modules"]  # PEFT's way to keep what `None` selected
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in changed.items()}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree
+            continue
+    return found
