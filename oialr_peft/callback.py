@@ -28,13 +28,15 @@ class OIALRCallback(TrainerCallback, ExportableState):
     Args:
         trace: path of a JSON-lines file that gets one line per update with the rank of every layer, for plots. `None`
             (default) writes none.
+        check: compare what the processes hold after every update, as in `OIALRUpdater`.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: before step 1, as `OIALRUpdater`.
+        TypeError, ValueError, NotImplementedError, RuntimeError: before step 1, as `OIALRUpdater`.
     """
 
-    def __init__(self, trace: str | os.PathLike | None = None) -> None:
+    def __init__(self, trace: str | os.PathLike | None = None, *, check: bool = False) -> None:
         self.trace = None if trace is None else os.fspath(trace)
+        self.check = check
         self.progress: dict[str, int] = {"steps": 0}
         self.updater: OIALRUpdater | None = None
         self._model: weakref.ref | None = None
@@ -44,7 +46,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
         if handler is not None and sum(isinstance(c, OIALRCallback) for c in handler.callbacks) > 1:
             raise ValueError("The Trainer has several OIALRCallbacks; every update would be made twice. Pass one.")
         model = kwargs["model"]
-        self.updater = OIALRUpdater(model, kwargs["optimizer"])
+        self.updater = OIALRUpdater(model, kwargs["optimizer"], check=self.check)
         self.updater.load_state_dict(self._progress_of(model, state))
         self._model = weakref.ref(model)
         if self.updater.steps == 0 and self.trace is not None:
@@ -61,7 +63,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into its checkpoints' trainer_state.json."""
-        return {"args": {"trace": self.trace}, "attributes": {"progress": self.progress}}
+        return {"args": {"trace": self.trace, "check": self.check}, "attributes": {"progress": self.progress}}
 
     def _progress_of(self, model: Any, state: Any) -> dict[str, int]:
         """The step count to go on from: the checkpoint's when resuming, this callback's for the same model, else 0.

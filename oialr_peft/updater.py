@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 
 from .config import OIALRConfig
-from .distributed import Processes, ReducerKeeper, refuse_unsupported
+from .distributed import Processes, ReducerKeeper, digest, refuse_unsupported
 from .errors import OIALRWarning
 from .layers import active_layers
 from .moments import MomentCarrier
@@ -31,6 +32,8 @@ class OIALRUpdater:
         model: a PEFT model with an OIALR adapter, or a transformers model with one (`model.add_adapter`).
         optimizer: the optimizer that trains it, also as wrapped by Accelerate. Parameters keep their identity through
             every update, so parameter groups, schedulers and wrappers stay valid.
+        check: on several processes, compare ranks, factors and moments after every update and stop where they differ.
+            Default `False`; it costs a hash of all factors. For hunting faults.
 
     Raises:
         TypeError, ValueError: the model has no active OIALR adapter, or the optimizer does not hold its parameters.
@@ -38,8 +41,9 @@ class OIALRUpdater:
         RuntimeError: on several processes, when they have different configs, layers or ranks, or one reports an error.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Any) -> None:
+    def __init__(self, model: nn.Module, optimizer: Any, *, check: bool = False) -> None:
         self.processes = Processes()
+        self.check = check
         self.layers = active_layers(model)
         self.optimizer = optimizer
         self.steps = 0
@@ -73,6 +77,19 @@ class OIALRUpdater:
         facts = {f"OIALRConfig.{field}": value for field, value in fields.items() if field != "ranks"}
         return {**facts, "the layers and ranks": {name: layer.rank(adapter) for name, layer, adapter in self.layers}}
 
+    def _digests(self) -> dict[str, Any]:
+        """What the layers hold after an update, moments included, for comparison between processes."""
+        digests = {}
+        for name, layer, adapter in self.layers:
+            parameter = layer.parameter(adapter)
+            factors = layer.factors(adapter) if layer.is_factored(adapter) else (parameter,)
+            state = self.carrier.optimizer.state.get(parameter) or {}
+            moments = [value for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
+            where = f"after the update at step {self.steps}"
+            digests[f"'{name}' {where}"] = {"rank": layer.rank(adapter), "factors": digest(factors)}
+            digests[f"the moments of '{name}' {where}"] = digest(moments)
+        return digests
+
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: layer.parameter(adapter) for name, layer, adapter in self.layers}
 
@@ -95,6 +112,8 @@ class OIALRUpdater:
         )
         if self._keeper is not None and (report.factorised or report.changed):
             self._keeper.rebuild()
+        if self.check:
+            self.processes.agree(self._digests(), None)
         return report
 
     def state_dict(self) -> dict[str, int]:

@@ -1,9 +1,10 @@
 """Several processes: who computes which SVD, sending the results, keeping DDP's reducer true."""
 
+from .check import digest
 from .plan import assign_owners, svd_cost
 from .processes import Piece, Processes
 from .reducer import ReducerKeeper
 from .support import refuse_unsupported
 
 
-__all__ = ["Piece", "Processes", "ReducerKeeper", "assign_owners", "refuse_unsupported", "svd_cost"]
+__all__ = ["Piece", "Processes", "ReducerKeeper", "assign_owners", "digest", "refuse_unsupported", "svd_cost"]

@@ -85,11 +85,11 @@ class Processes:
             raise error
         for process, (message, other) in enumerate(everyone):
             if message is not None:
-                raise RuntimeError(f"OIALR cannot train: process {process} reports {message}")
+                raise RuntimeError(f"OIALR stops on all processes: process {process} reports {message}")
             for name, value in everyone[0][1].items():
                 if other.get(name) != value:
                     raise RuntimeError(
-                        f"OIALR cannot train: {name} must be the same on all processes, but process 0 has "
+                        f"OIALR stops: {name} must be the same on all processes, but process 0 has "
                         f"{_short(value)} and process {process} has {_short(other.get(name))}."
                     )
 

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,7 +32,7 @@ class ReducerKeeper:
             self._adopt(model)
         else:
             keeper = weakref.ref(self)
-            handle = model.register_forward_pre_hook(lambda *_: _look(keeper()))
+            handle = model.register_forward_pre_hook(lambda module, _: _look(keeper(), module))
             weakref.finalize(self, handle.remove)
 
     @property
@@ -98,11 +99,15 @@ class ReducerKeeper:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, sorted(others) + ours)
 
 
-def _look(keeper: ReducerKeeper | None) -> None:
+def _look(keeper: ReducerKeeper | None, model: nn.Module) -> None:
     """Before a forward: remember the wrapper that runs it. In eval a model may run without; then the old one stays."""
+    if keeper is None:
+        return
     active = DistributedDataParallel._get_active_ddp_module()
-    if keeper is not None and active is not None and keeper.ddp is not active:
+    if active is not None and keeper.ddp is not active:
         keeper._adopt(active)
+    elif active is None and model.training and torch.is_grad_enabled():
+        keeper.require()
 
 
 def _arguments(ddp: DistributedDataParallel) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from .base import OIALRLayer
 def oialr_layers(model: nn.Module) -> list[tuple[str, OIALRLayer]]:
     """The OIALR layers of a model in its order, named as in the base model."""
     return [
-        (name.replace("_orig_mod.", "").removeprefix("base_model.model."), module)
+        (name.replace("_orig_mod.", "").removeprefix("module.").removeprefix("base_model.model."), module)
         for name, module in model.named_modules()
         if isinstance(module, OIALRLayer)
     ]

@@ -40,7 +40,7 @@ def trained(folder: str, find_unused, accumulation: int, clip: float, checkpoint
         disable_tqdm=True,
     )
     data = [{"input_ids": row, "labels": row} for row in rows]
-    callback = OIALRCallback()
+    callback = OIALRCallback(check=True)
     trainer = Trainer(model, args, train_dataset=data, callbacks=[callback])
     trainer.train()
     return trainer, callback.updater
@@ -76,7 +76,7 @@ def main() -> None:
                 "combination": combination,
                 "difference": largest_difference(state(trainer, updater)),
                 "tensors": len(state(trainer, updater)),
-                "cuts": sum(after < before for before, after in zip(history, history[1:], strict=False)),
+                "cuts": sum(after < before for before, after in itertools.pairwise(history)),
                 "ranks": sorted(trainer.model.base_model.ranks().values()),
                 "wrapped": updater._keeper.ddp is not None,
             }
