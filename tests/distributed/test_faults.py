@@ -5,10 +5,13 @@ import pytest
 from tests.distributed.launch import results, torchrun
 
 
-REFUSED = {
-    "different_configs": "OIALRConfig.sigma_cutoff must be the same on all processes, but process 0 has 0.5 and process 1",
+STOPS = {  # fault: what every process says, or (process 0, process 1)
+    "different_configs": "OIALRConfig.sigma_cutoff must be the same on all processes, but process 0 has 0.5 and",
     "different_layers": "OIALRConfig.target_modules must be the same on all processes",
-    "frozen_on_one_process": "process 1 reports ValueError: The OIALR adapter is frozen",
+    "frozen_on_one_process": (
+        "process 1 reports ValueError: The OIALR adapter is frozen",
+        "The OIALR adapter is frozen",
+    ),
     "wrapped_before_the_adapter": "Inject the adapter first, then wrap the model",
     "not_wrapped": "but not through DistributedDataParallel",
     "sharded": "FSDP2 and tensor parallel are not supported yet. OIALR trains on several processes with",
@@ -17,22 +20,26 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("fault", REFUSED)
-def test_all_processes_stop_and_say_why(fault):
-    output = torchrun(2, "faults_worker", fault, fails=True, timeout=120)
-    for process in (0, 1):
-        lines = [line for line in output.splitlines() if line.startswith(f"[rank{process}]:")]
-        assert "Error: " in lines[-1]
-    assert REFUSED[fault] in output
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, list[dict]]:
+    return results(torchrun(2, "faults_worker"))
 
 
-def test_a_sigma_that_is_not_finite_on_its_owner_is_skipped_on_all_processes():
-    outcome = results(torchrun(2, "faults_worker", "nan_on_one_process", timeout=120))
-    assert 0 < len(outcome["skipped"]) < 3
-    assert outcome["warnings"] == 1
+@pytest.mark.parametrize("fault", STOPS)
+def test_all_processes_stop_and_say_why(fault, outcomes):
+    words = STOPS[fault] if isinstance(STOPS[fault], tuple) else (STOPS[fault], STOPS[fault])
+    for outcome, said in zip(outcomes[fault], words, strict=True):
+        assert said in outcome["error"]
 
 
-def test_a_sigma_that_drifted_is_the_owners_again_after_an_update():
-    outcome = results(torchrun(2, "faults_worker", "sigma_off_by_a_little", timeout=120))
-    assert outcome["alike"]
-    assert max(outcome["ranks"]) <= 12
+def test_a_sigma_that_is_not_finite_on_its_owner_is_skipped_on_all_processes(outcomes):
+    zero, one = outcomes["nan_on_one_process"]
+    assert zero == one
+    assert 0 < len(zero["skipped"]) < 3
+    assert zero["warnings"] == 1
+
+
+def test_a_sigma_that_drifted_is_the_owners_again_after_an_update(outcomes):
+    for outcome in outcomes["sigma_off_by_a_little"]:
+        assert outcome["alike"]
+        assert max(outcome["ranks"]) <= 12
