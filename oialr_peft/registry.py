@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
@@ -56,27 +57,11 @@ def register() -> None:
 def _write_our_cards() -> None:
     """Have PeftModel write our card where the active adapter is OIALR's: PEFT asks a tuner nothing about cards.
 
-    `create_or_update_model_card` runs in every save. `_upload_modified_files` ends `push_to_hub`, which has just put a
-    blank form, or the README of the repository, over the saved one. A method that PEFT no longer has is passed over,
-    so that training and saving go on; tests/cards/test_hook.py tells us.
+    A method that PEFT no longer has is passed over, so that training and saving go on; tests/cards/test_hook.py tells.
     """
     from peft import PeftModel
 
-    from .cards import write_card
-    from .config import OIALRConfig
-
-    def is_ours(model: PeftModel) -> bool:
-        return any(isinstance(model.peft_config.get(name), OIALRConfig) for name in model.active_adapters)
-
-    def replace_card(original, self, output_dir):
-        return write_card(self, output_dir) if is_ours(self) else original(self, output_dir)
-
-    def card_before_upload(original, self, working_dir, repo_id, *args, **kwargs):
-        if is_ours(self):
-            write_card(self, working_dir, repo_id=repo_id)
-        return original(self, working_dir, repo_id, *args, **kwargs)
-
-    hooks = {"create_or_update_model_card": replace_card, "_upload_modified_files": card_before_upload}
+    hooks = {"create_or_update_model_card": _replace_card, "_upload_modified_files": _card_before_upload}
     for name, hook in hooks.items():
         original = getattr(PeftModel, name, None)
         if original is not None and not hasattr(original, "oialr_hook"):
@@ -84,9 +69,37 @@ def _write_our_cards() -> None:
 
 
 def _hooked(original: Callable, hook: Callable) -> Callable:
+    """`hook(original, model, ...)` as a method for models whose active adapter is OIALR's; `original` for others."""
+    from .config import OIALRConfig
+
     @functools.wraps(original)
     def method(self, *args, **kwargs):
-        return hook(original, self, *args, **kwargs)
+        if any(isinstance(self.peft_config.get(name), OIALRConfig) for name in self.active_adapters):
+            return hook(original, self, *args, **kwargs)
+        return original(self, *args, **kwargs)
 
     method.oialr_hook = True  # type: ignore[attr-defined]
     return method
+
+
+def _replace_card(original: Callable, model: Any, output_dir: str) -> None:
+    """PeftModel.create_or_update_model_card, which runs in every save."""
+    from .cards import write_card  # on first use, so that `import oialr_peft` loads neither rich nor jinja2
+
+    write_card(model, output_dir)
+
+
+def _card_before_upload(original: Callable, model: Any, working_dir: str, repo_id: str, *args, **kwargs) -> Any:
+    """PeftModel._upload_modified_files, the end of `push_to_hub`.
+
+    transformers has just put a blank form, or the README from the repository, over the card of the save.
+    """
+    from .cards import write_card
+
+    write_card(model, working_dir, repo_id=repo_id)
+    try:
+        return original(model, working_dir, repo_id, *args, **kwargs)
+    except Exception as error:  # "Server disconnected" does not say from what; Python 3.10 has no notes
+        if hasattr(error, "add_note"):
+            error.add_note(f"The push to '{repo_id}' failed. The model is unchanged; push again.")
+        raise

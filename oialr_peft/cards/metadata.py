@@ -23,7 +23,12 @@ def metadata(facts: CardFacts) -> ModelCardData:
 
 
 def complete(data: ModelCardData, own: ModelCardData) -> None:
-    """Add to `data` what it lacks; a `base_model` that the Hub would refuse counts as lacking. Changes `data`."""
+    """Add to `data` what it lacks; a `base_model` that the Hub would refuse counts as lacking. Changes `data`.
+
+    `library_name` is set in any case: the Trainer writes "transformers", on which the Hub shows code that cannot load
+    an adapter, and on which the Trainer's next card would leave ours out.
+    """
+    data.library_name = own.library_name
     named = data.base_model if isinstance(data.base_model, list) else [data.base_model]
     data.base_model = data.base_model if all(hub_id(name) for name in named) else own.base_model
     for key, value in own.to_dict().items():

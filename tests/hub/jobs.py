@@ -1,0 +1,105 @@
+"""What the fresh processes of these tests do with the real client: `python -m tests.hub.jobs FOLDER JOB ...`.
+
+Each job returns what the test looks at. Starting a process takes longer than any job, so one may do several.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard
+from peft import get_peft_model
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+
+from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater
+from tests.conftest import output, tiny_bert, tiny_llama, tokens
+
+
+SETTINGS = {"update_interval": 2, "layer_step": 1.0, "sigma_cutoff": 0.4}
+INPUTS = {"input_ids": tokens()}
+
+
+def trained(base):
+    """A causal model after some real steps, with uneven ranks."""
+    model = get_peft_model(base, OIALRConfig(task_type="CAUSAL_LM", **SETTINGS))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    updater = OIALRUpdater(model, optimizer)
+    for _ in range(5):
+        model(**INPUTS, labels=INPUTS["input_ids"]).loss.backward()
+        optimizer.step()
+        updater.step()
+        optimizer.zero_grad()
+    return model
+
+
+def push(folder: Path) -> dict:
+    """Push a base, an adapter trained on it; leave the adapter's logits in the folder."""
+    tiny_llama().push_to_hub("me/base")
+    model = trained(LlamaForCausalLM.from_pretrained("me/base"))
+    model.push_to_hub("me/adapter", tags=["of-the-user"])
+    torch.save(output(model, INPUTS), folder / "logits.pt")
+    return {"ranks": model.base_model.ranks()}
+
+
+def pull(folder: Path) -> dict:
+    """Run the code of each card as it stands, in a process and a cache that know nothing, and compare logits."""
+    found = {}
+    for repo in ("me/adapter",):
+        card = Path(HfApi().hf_hub_download(repo, "README.md")).read_text()
+        scope: dict = {}
+        exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], scope)
+        difference = output(scope["model"], INPUTS) - torch.load(folder / "logits.pt")
+        found[repo] = difference.abs().max().item()
+    return found
+
+
+def push_over_an_edited_readme(folder: Path) -> None:
+    """As a user who has edited the README on the Hub since the last push."""
+    model = trained(tiny_llama())
+    model.push_to_hub("me/edited")
+    card = ModelCard.load("me/edited")
+    card.text = card.text.replace("# edited", "# Mine\n\nMy words.")
+    card.data.tags = [*(card.data.tags or []), "my-tag"]
+    card.push_to_hub("me/edited")
+    model.push_to_hub("me/edited")
+
+
+def trainer(folder: Path) -> dict:
+    """Train and push with the Trainer, twice."""
+    data = [{"input_ids": row, "labels": 1} for row in tokens(8)]
+    arguments = TrainingArguments(
+        str(folder / "out"), max_steps=4, save_steps=2, report_to=[], use_cpu=True, hub_model_id="me/trained"
+    )
+    model = get_peft_model(tiny_bert(), OIALRConfig(task_type="SEQ_CLS", **SETTINGS))
+    run = Trainer(model, arguments, train_dataset=data, callbacks=[OIALRCallback()])
+    run.train()
+    run.push_to_hub()
+    run.push_to_hub()
+    return {"ranks": model.base_model.ranks()}
+
+
+def fail(folder: Path) -> dict:
+    """Save, then push while the Hub fails in the ways of conftest.py: the message of each error."""
+    time.sleep = lambda seconds: None  # the client waits half a minute between its retries
+    model = trained(tiny_llama())
+    model.save_pretrained(folder / "saved")
+    (folder / "saved" / "README.md").write_text("My own words.")
+    messages = {}
+    for way in ("upload", "commit", "connection"):
+        with pytest.raises(Exception) as caught:
+            model.push_to_hub(f"me/no-{way}")
+        messages[way] = "".join(traceback.format_exception(caught.value))
+    return {"messages": messages}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)  # once: two jobs must not make equal files, which the Hub takes only once
+    print(json.dumps({job: globals()[job](Path(sys.argv[1])) for job in sys.argv[2:]}))
