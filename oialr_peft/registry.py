@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,6 @@ def _card_before_upload(original: Callable, model: Any, working_dir: str, repo_i
     try:
         return original(model, working_dir, repo_id, *args, **kwargs)
     except Exception as error:  # "Server disconnected" does not say from what; Python 3.10 has no notes
-        if hasattr(error, "add_note"):
+        if sys.version_info >= (3, 11):
             error.add_note(f"The push to '{repo_id}' failed. The model is unchanged; push again.")
         raise
