@@ -1,8 +1,11 @@
-"""What a saved adapter holds, checked before anything in the live model moves."""
+"""What a saved adapter holds, checked before anything in the live model moves; which checkpoint is whole."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -15,6 +18,23 @@ from .svd import factor_shapes
 
 PEFT_PREFIX = "base_model.model."
 _PARTS = ("oialr_u", "oialr_sigma", "oialr_vh", "oialr_weight")
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The newest checkpoint of a Trainer run that was written to its end, or None.
+
+    For `trainer.train(resume_from_checkpoint=...)` after a crash: a process that is killed while it saves leaves a
+    newer, half-written one, which `resume_from_checkpoint=True` would take. The Trainer writes trainer_state.json
+    last.
+    """
+    folders = sorted(Path(output_dir).glob("checkpoint-[0-9]*"), key=lambda p: int(p.name[11:]), reverse=True)
+    for folder in folders:
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return str(folder)
+    return None
 
 
 def rest_keys(model: nn.Module, keys: Mapping[str, object]) -> list[str]:

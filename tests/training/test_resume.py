@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from oialr_peft import OIALRCallback, OIALRWarning
+from oialr_peft.checkpoint import last_complete_checkpoint
 from tests.training.runs import dataset, losses, snapshot, trainer
 
 
@@ -123,3 +124,13 @@ def test_load_best_model_at_end_across_rank_changes(larger_is_better, tmp_path):
     if larger_is_better:
         with pytest.warns(OIALRWarning, match="moments of another rank"):
             run.train()  # the optimizer holds moments of later ranks: they start afresh instead of failing
+
+
+def test_the_last_complete_checkpoint_is_the_newest_that_was_written_to_its_end(tmp_path):
+    assert last_complete_checkpoint(tmp_path / "absent") is None
+    for step, state in ((2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (12, '{"global_st'), (14, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
