@@ -39,7 +39,9 @@ def card_text(
         repo_id: the Hub repository they go to, shown in the code that loads them. `None`: a placeholder.
         results: {name: figure} for a table of results. `None`: no table.
         existing: the README so far. Only the section between our two comments is refreshed and missing metadata is
-            added; without the comments the text stays as it is, unless a machine wrote it.
+            added. Without the comments the text stays as it is, unless it is the blank form of transformers or comes
+            from the Trainer. To have the section in a README of your own, put an empty pair of the comments into it:
+            `<!-- oialr_peft: begin --><!-- oialr_peft: end -->`.
 
     Raises:
         ValueError, yaml.YAMLError: the metadata of `existing` cannot be read.

@@ -141,6 +141,14 @@ def test_text_without_our_marks_gets_missing_metadata_only():
     assert card_text(adapted(name=HUB), existing=new) == new
 
 
+def test_an_empty_pair_of_marks_is_filled():
+    new = card_text(
+        adapted(), existing="---\nlicense: mit\n---\nMine\n<!-- oialr_peft: begin --><!-- oialr_peft: end -->"
+    )
+    assert ModelCard(new).text.startswith("Mine\n<!-- oialr_peft: begin (")
+    assert "## Ranks and size" in new
+
+
 @pytest.mark.parametrize("name", [HUB, SCRATCH])
 def test_a_base_that_the_hub_refuses_is_replaced_or_removed(name):
     new = card_text(adapted(name=name), existing="---\nbase_model: /home/me/base\n---\nMine")

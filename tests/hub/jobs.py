@@ -16,7 +16,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from peft import get_peft_model
-from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater
 from tests.conftest import output, tiny_bert, tiny_llama, tokens
@@ -40,24 +40,24 @@ def trained(base):
 
 
 def push(folder: Path) -> dict:
-    """Push a base, an adapter trained on it; leave the adapter's logits in the folder."""
+    """Push a base, an adapter trained on it and the two merged; leave the adapter's logits in the folder."""
     tiny_llama().push_to_hub("me/base")
     model = trained(LlamaForCausalLM.from_pretrained("me/base"))
     model.push_to_hub("me/adapter", tags=["of-the-user"])
     torch.save(output(model, INPUTS), folder / "logits.pt")
-    return {"ranks": model.base_model.ranks()}
+    ranks = model.base_model.ranks()
+    model.merge_and_unload().push_to_hub("me/merged")
+    return {"ranks": ranks}
 
 
 def pull(folder: Path) -> dict:
-    """Run the code of each card as it stands, in a process and a cache that know nothing, and compare logits."""
-    found = {}
-    for repo in ("me/adapter",):
-        card = Path(HfApi().hf_hub_download(repo, "README.md")).read_text()
-        scope: dict = {}
-        exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], scope)
-        difference = output(scope["model"], INPUTS) - torch.load(folder / "logits.pt")
-        found[repo] = difference.abs().max().item()
-    return found
+    """Load what was pushed, in a process and a cache that know nothing: largest difference of logits by repository."""
+    card = Path(HfApi().hf_hub_download("me/adapter", "README.md")).read_text()
+    scope: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], scope)  # the code on the card, as it stands
+    models = {"me/adapter": scope["model"], "me/merged": AutoModelForCausalLM.from_pretrained("me/merged")}
+    expected = torch.load(folder / "logits.pt")
+    return {repo: (output(model, INPUTS) - expected).abs().max().item() for repo, model in models.items()}
 
 
 def push_over_an_edited_readme(folder: Path) -> None:
