@@ -67,7 +67,7 @@ def push_over_an_edited_readme(folder: Path) -> None:
     card = ModelCard.load("me/edited")
     card.text = card.text.replace("# edited", "# Mine\n\nMy words.")
     card.data.tags = [*(card.data.tags or []), "my-tag"]
-    card.push_to_hub("me/edited")
+    HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="me/edited")
     model.push_to_hub("me/edited")
 
 

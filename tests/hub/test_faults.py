@@ -8,15 +8,15 @@ from safetensors.torch import load_file
 
 WORDS = {
     "upload": "Error while uploading 'adapter_model.safetensors'",
-    "commit": "500 Internal Server Error",
-    "connection": "disconnected",
+    "commit": "/api/models/me/no-commit/commit/main",
+    "connection": "Disconnected",
 }
 
 
 @pytest.mark.parametrize("way", WORDS)
 def test_a_failing_push_names_what_failed(hub, pushed, way):
     message = pushed[1]["fail"]["messages"][way]
-    assert WORDS[way] in message
+    assert WORDS[way].lower() in message.lower()
     if sys.version_info >= (3, 11):  # from there on errors take notes
         assert f"The push to 'me/no-{way}' failed." in message
     assert hub.repos[f"me/no-{way}"] == {}
