@@ -51,6 +51,15 @@ def rest_keys(model: nn.Module, keys: Mapping[str, object]) -> list[str]:
     return [key for key in keys if not key.startswith(tuple(owned))] if owned else list(keys)
 
 
+def cut_to_live(state_dict: dict[str, torch.Tensor], name: str, adapter: str, rank: int) -> None:
+    """Leave the zeros of cut ranks out of what is saved of a layer, where FSDP kept the shapes."""
+    live, everything = slice(rank), slice(None)
+    blocks = {"oialr_u": (everything, live), "oialr_sigma": (live, live), "oialr_vh": (live, everything)}
+    for part, block in blocks.items():
+        key = next(key for key in state_dict if key.endswith(f"{name}.{part}.{adapter}"))
+        state_dict[key] = state_dict[key][(..., *block)].contiguous()
+
+
 def file_ranks(state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, OIALRLayer]) -> dict[str, int | None]:
     """{layer name: rank in the file, None where the file holds a dense weight}, taken from tensor shapes.
 

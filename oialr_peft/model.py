@@ -11,8 +11,9 @@ from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from torch import nn
 from tqdm.auto import tqdm
 
-from .checkpoint import check_file, file_ranks, rest_keys
+from .checkpoint import check_file, cut_to_live, file_ranks, rest_keys
 from .config import OIALRConfig
+from .distributed import whole
 from .layers import (
     PROJECTIONS,
     MultiheadAttention,
@@ -205,6 +206,10 @@ class OIALRModel(BaseTuner):
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         if config.train_rest:
             selected.update({key: state_dict[key] for key in rest_keys(model, state_dict)})
+        selected = {key: whole(value) for key, value in selected.items()}
+        for name, layer in oialr_layers(model):
+            if (rank := layer.live_ranks.get(adapter_name)) is not None:
+                cut_to_live(selected, name, adapter_name, rank)
         config.ranks = {
             name: layer.rank(adapter_name) if layer.is_factored(adapter_name) else None
             for name, layer in oialr_layers(model)

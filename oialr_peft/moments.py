@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .distributed import is_sharded, set_block, whole
 from .errors import OIALRWarning
 from .svd import Rotation
 
@@ -63,10 +64,17 @@ class MomentCarrier:
         kinds = self._kinds(state)
         if self.policy == "reset" or kinds is None:
             del self.optimizer.state[parameter]
-        elif self.policy == "slice":
-            state.update({key: _slice(value, kinds[key], rotation, was_dense) for key, value in state.items()})
+            return
+        live = {key: _live(value, rotation) for key, value in state.items()}
+        if self.policy == "slice":
+            moved = {key: _slice(value, kinds[key], rotation, was_dense) for key, value in live.items()}
         else:
-            state.update(_rotate_state(state, kinds, rotation))
+            moved = _rotate_state(live, kinds, rotation)
+        for key, value in moved.items():
+            if isinstance(value, torch.Tensor) and is_sharded(state[key]):
+                set_block(state[key], value)
+            else:
+                state[key] = value
 
     def drop_stale(self, parameters: dict[str, nn.Parameter]) -> list[str]:
         """Drop state whose shape is not its parameter's (an adapter was reloaded under it); returns the names."""
@@ -106,6 +114,13 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
             raise TypeError(f"`optimizer` must be a torch optimizer or wrap one as `.optimizer`; got {optimizer!r}.")
         optimizer = inner
     return optimizer
+
+
+def _live(value: Any, rotation: Rotation) -> Any:
+    """An entry of the state; of one that FSDP holds the part that belongs to the matrix of the rotation."""
+    if not (isinstance(value, torch.Tensor) and is_sharded(value)):
+        return value
+    return whole(value)[..., : rotation.left.shape[-2], : rotation.right.shape[-2]]
 
 
 def _rotate_state(state: dict[str, Any], kinds: dict[str, str], rotation: Rotation) -> dict[str, Any]:

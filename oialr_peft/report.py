@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from .layers import OIALRLayer, active_layers
-from .svd.contraction import forward_multiplications
+from .svd import factored_size, forward_multiplications
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,19 @@ def rank_report(model: nn.Module) -> RankReport:
 
 def _layer_report(name: str, layer: OIALRLayer, adapter: str) -> LayerReport:
     *groups, rows, cols = layer.matrix_shape
-    held = list(layer.factors(adapter)) if layer.is_factored(adapter) else [layer.parameter(adapter)]
-    held += [layer.base_weight]  # empty once freed
-    rank = layer.rank(adapter)
-    multiplications = forward_multiplications(cols, rank, rows) if layer.is_factored(adapter) else rows * cols
-    count = math.prod(groups)
+    rank, count, base = layer.rank(adapter), math.prod(groups), layer.base_weight  # the base is empty once freed
+    own, multiplications = count * rows * cols, rows * cols
+    if layer.is_factored(adapter):
+        own, multiplications = factored_size(layer.matrix_shape, rank), forward_multiplications(cols, rank, rows)
     return LayerReport(
         name=name,
         shape=layer.weight_shape,
         rank=rank,
-        trainable=layer.parameter(adapter).numel(),
-        parameters=sum(t.numel() for t in held),
-        bytes=sum(t.numel() * t.element_size() for t in held),
+        trainable=layer.trainable_size(adapter),
+        parameters=own + base.numel(),
+        bytes=own * layer.parameter(adapter).element_size() + base.numel() * base.element_size(),
         flops=2 * count * multiplications,
         dense_parameters=count * rows * cols,
-        dense_bytes=count * rows * cols * layer.base_weight.element_size(),
+        dense_bytes=count * rows * cols * base.element_size(),
         dense_flops=2 * count * rows * cols,
     )

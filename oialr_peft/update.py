@@ -77,7 +77,7 @@ def update_bases(
             continue
         layer, adapter = work[piece.name]
         parameter, before, dense = layer.parameter(adapter), layer.rank(adapter), not layer.is_factored(adapter)
-        energy = float(parameter.detach().float().square().sum())
+        energy = float(layer.matrix(adapter).float().square().sum())
         layer.apply_rotation(adapter, rotation)
         carrier.carry(parameter, rotation, was_dense=dense)
         factorised |= dense
@@ -94,7 +94,7 @@ def update_bases(
         changed=changed,
         dropped=dropped,
         skipped=skipped,
-        trainable_parameters=sum(layer.parameter(adapter).numel() for _, layer, adapter in layers),
+        trainable_parameters=sum(layer.trainable_size(adapter) for _, layer, adapter in layers),
     )
 
 

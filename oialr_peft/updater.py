@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .config import OIALRConfig
-from .distributed import Processes, ReducerKeeper, digest, refuse_unsupported
+from .distributed import Processes, ReducerKeeper, digest, is_sharded, refuse_unsupported, whole
 from .errors import OIALRWarning
 from .layers import active_layers
 from .moments import MomentCarrier
@@ -68,7 +68,8 @@ class OIALRUpdater:
         self._keeper: ReducerKeeper | None = None
         if self.processes.several:
             refuse_unsupported(model, self.optimizer)
-            self._keeper = ReducerKeeper(model, self._parameters(), ("oialr_u", "oialr_vh"))
+            if not any(map(is_sharded, self._parameters().values())):
+                self._keeper = ReducerKeeper(model, self._parameters(), ("oialr_u", "oialr_vh"))
 
     def _facts(self) -> dict[str, Any]:
         """What must be the same on all processes."""
@@ -82,9 +83,11 @@ class OIALRUpdater:
         digests = {}
         for name, layer, adapter in self.layers:
             parameter = layer.parameter(adapter)
-            factors = layer.factors(adapter) if layer.is_factored(adapter) else (parameter,)
+            factors = [layer.matrix(adapter)]
+            if layer.is_factored(adapter):
+                factors += [layer.factors(adapter).u, layer.factors(adapter).vh]
             state = self.carrier.optimizer.state.get(parameter) or {}
-            moments = [value for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
+            moments = [whole(value) for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
             where = f"after the update at step {self.steps}"
             digests[f"'{name}' {where}"] = {"rank": layer.rank(adapter), "factors": digest(factors)}
             digests[f"the moments of '{name}' {where}"] = digest(moments)
@@ -116,13 +119,17 @@ class OIALRUpdater:
             self.processes.agree(self._digests(), None)
         return report
 
-    def state_dict(self) -> dict[str, int]:
-        """Plain JSON. Ranks and bases are in the adapter, moments in the optimizer."""
-        return {"steps": self.steps}
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON. Bases and ranks are in the adapter, moments in the optimizer; under FSDP ranks are here."""
+        live = {name: layer.live_ranks[a] for name, layer, a in self.layers if a in layer.live_ranks}
+        return {"steps": self.steps, **({"live_ranks": live} if live else {})}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict()`; load the adapter and the optimizer's state as well."""
         self.steps = int(state["steps"])
+        for name, layer, adapter in self.layers:
+            if name in state.get("live_ranks", {}):
+                layer.live_ranks[adapter] = state["live_ranks"][name]
 
     def _check_optimizer(self) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}

@@ -17,6 +17,7 @@ from torch import nn
 from ..config import OIALRConfig
 from ..layers import OIALRLayer, active_layers
 from ..report import rank_report
+from ..svd import factor_shapes
 
 
 Kind = Literal["adapter", "compressed"]
@@ -120,9 +121,10 @@ def _layer(name: str, layer: OIALRLayer, adapter: str, kind: Kind) -> LayerFacts
     dense, rank = math.prod(layer.weight_shape), None
     held = dense
     if layer.is_factored(adapter):
-        factors = layer.factors(adapter)
-        rank, held = layer.rank(adapter), sum(factor.numel() for factor in factors)
-        if kind == "compressed" and (held := factors.u.numel() + factors.vh.numel()) >= dense:
+        rank = layer.rank(adapter)
+        u, sigma, vh = map(math.prod, factor_shapes(layer.matrix_shape, rank))
+        held = u + sigma + vh
+        if kind == "compressed" and (held := u + vh) >= dense:
             rank, held = None, dense
     return LayerFacts(name, tuple(layer.weight_shape), rank, layer.full_rank, held, dense)
 

@@ -4,7 +4,19 @@ from .check import digest
 from .plan import assign_owners, svd_cost
 from .processes import Piece, Processes
 from .reducer import ReducerKeeper
+from .sharding import is_sharded, set_block, whole
 from .support import refuse_unsupported
 
 
-__all__ = ["Piece", "Processes", "ReducerKeeper", "assign_owners", "digest", "refuse_unsupported", "svd_cost"]
+__all__ = [
+    "Piece",
+    "Processes",
+    "ReducerKeeper",
+    "assign_owners",
+    "digest",
+    "is_sharded",
+    "refuse_unsupported",
+    "set_block",
+    "svd_cost",
+    "whole",
+]

@@ -5,25 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 
-_WORKS = "OIALR trains on several processes with DistributedDataParallel (the Trainer's and Accelerate's default)."
+_WORKS = (
+    "OIALR trains on several processes with DistributedDataParallel (the Trainer's and Accelerate's default), and "
+    "with FSDP2's `fully_shard` in a loop of your own."
+)
 
 
 def refuse_unsupported(model: nn.Module, optimizer: Any) -> None:
-    """Raise for sharded models.
+    """Raise for what cannot keep its ranks true.
 
     Raises:
-        NotImplementedError: FSDP, DeepSpeed ZeRO or tensor parallel, naming what works.
+        NotImplementedError: FSDP 1, DeepSpeed ZeRO, tensor parallel, or FSDP2 before factorisation, naming what works.
     """
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise NotImplementedError(f"FSDP (version 1) is not supported. {_WORKS}")
+    fsdp2 = any(isinstance(module, FSDPModule) for module in model.modules())
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, DTensor):
+        if isinstance(parameter, DTensor) and not (fsdp2 and parameter.device_mesh.ndim == 1):
             raise NotImplementedError(
-                f"'{name}' is a DTensor: FSDP2 and tensor parallel are not supported yet. {_WORKS}"
+                f"'{name}' is a DTensor on a {parameter.device_mesh.ndim}-dimensional mesh: tensor parallel and its "
+                f"combinations are not supported. {_WORKS}"
+            )
+        if isinstance(parameter, DTensor) and name.rpartition(".")[0].endswith("oialr_weight"):
+            raise NotImplementedError(
+                f"'{name}' is still dense, and FSDP2 shards by shape, so it cannot be factorised later. Factorise "
+                "before `fully_shard`: use OIALRConfig(delay=0), or load an adapter saved after its factorisation."
             )
         if hasattr(parameter, "ds_id"):
             raise NotImplementedError(f"'{name}' is partitioned by DeepSpeed ZeRO-3, which is not supported. {_WORKS}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -9,6 +10,7 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..distributed import is_sharded, set_block, whole
 from ..svd import Factors, Rotation, factor_shapes
 from .resize import resize_parameter
 from .watch import UpdateWatch
@@ -41,6 +43,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         self._disable_adapters = False
         self._unmerged_weight = None
         self._unfilled: set[str] = set()
+        self.live_ranks: dict[str, int] = {}  # by adapter; only where sigma is sharded and must keep its shape
         self.watches: dict[str, UpdateWatch | None] = {}  # by adapter; of the first layer of an adapter only
 
     @staticmethod
@@ -63,15 +66,29 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
     def matrix(self, adapter: str) -> torch.Tensor:
         """What an update decomposes: sigma, or the dense weight as a matrix."""
         parameter = self.parameter(adapter).detach()
-        return parameter if self.is_factored(adapter) else parameter.reshape(self.matrix_shape)
+        if not self.is_factored(adapter):
+            return parameter.reshape(self.matrix_shape)
+        rank = self.rank(adapter)
+        return whole(parameter)[..., :rank, :rank]
 
     def factors(self, adapter: str) -> Factors:
-        u, vh = self.oialr_u[adapter], self.oialr_vh[adapter]
-        return Factors(cast(torch.Tensor, u), self.oialr_sigma[adapter], cast(torch.Tensor, vh))
+        u, vh = cast(torch.Tensor, self.oialr_u[adapter]), cast(torch.Tensor, self.oialr_vh[adapter])
+        sigma, rank = self.oialr_sigma[adapter], self.live_ranks.get(adapter)
+        if rank is None:
+            return Factors(u, sigma, vh)
+        return Factors(u[..., :rank], sigma[..., :rank, :rank], vh[..., :rank, :])
 
     def rank(self, adapter: str) -> int:
         """The inner rank; `full_rank` before factorisation."""
-        return self.oialr_sigma[adapter].shape[-1] if self.is_factored(adapter) else self.full_rank
+        if not self.is_factored(adapter):
+            return self.full_rank
+        rank = self.live_ranks.get(adapter)
+        return self.oialr_sigma[adapter].shape[-1] if rank is None else rank
+
+    def trainable_size(self, adapter: str) -> int:
+        """How many values train: those of sigma, or of the dense weight before factorisation."""
+        count = math.prod(self.matrix_shape[:-2]) * self.rank(adapter) ** 2
+        return count if self.is_factored(adapter) else math.prod(self.weight_shape)
 
     @property
     def full_rank(self) -> int:
@@ -82,8 +99,9 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         dtype = self.base_weight.dtype
         if not self.is_factored(adapter):
             return self.oialr_weight[adapter].detach().to(dtype)
-        u, sigma, vh = self.factors(adapter)
-        sigma = sigma.detach().to(torch.promote_types(sigma.dtype, torch.float32))
+        u, _, vh = self.factors(adapter)
+        sigma = self.matrix(adapter)
+        sigma = sigma.to(torch.promote_types(sigma.dtype, torch.float32))
         return Factors(u, sigma, vh).compose().to(dtype).reshape(self.weight_shape)
 
     # -- life of an adapter ------------------------------------------------------------------------------------
@@ -105,6 +123,9 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
     def apply_rotation(self, adapter: str, rotation: Rotation) -> None:
         """Factorise the dense weight, or rotate the bases and cut them to the rotation's rank."""
         parameter = self.parameter(adapter)
+        if is_sharded(parameter):
+            self._apply_in_place(adapter, rotation)
+            return
         if self.is_factored(adapter):
             new = rotation.apply(self.factors(adapter))
         else:
@@ -113,6 +134,14 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             self.oialr_sigma[adapter] = parameter
         self.oialr_u[adapter], self.oialr_vh[adapter] = new.u, new.vh
         resize_parameter(parameter, new.sigma)
+
+    def _apply_in_place(self, adapter: str, rotation: Rotation) -> None:
+        """As `apply_rotation` where FSDP holds sigma: shapes stay, what is cut becomes zero, `live_ranks` notes it."""
+        u, _, vh = self.factors(adapter)
+        new = rotation.apply(Factors(u, self.matrix(adapter), vh))
+        self.live_ranks[adapter] = rotation.rank
+        for store, block in zip((self.oialr_u, self.oialr_sigma, self.oialr_vh), new, strict=True):
+            set_block(cast(torch.Tensor, store[adapter]), block)
 
     def match_rank(self, adapter: str, rank: int | None) -> None:
         """Give the adapter the tensors of `rank` (`None` = dense), unfilled: a file is about to be loaded."""
@@ -241,6 +270,8 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         """Take ranks from the shapes that come in, before the dicts below are filled from the same state dict."""
         for adapter in sorted({*self.oialr_sigma.keys(), *self.oialr_weight.keys()}):
             sigma = state_dict.get(f"{prefix}oialr_sigma.{adapter}")
+            if is_sharded(self.parameter(adapter)):
+                continue
             if sigma is not None:
                 self.match_rank(adapter, sigma.shape[-1])
             elif f"{prefix}oialr_weight.{adapter}" in state_dict:

@@ -1,6 +1,6 @@
 """The maths of OIALR: tensors in, tensors out. No torch.nn, no PEFT, no torch.distributed."""
 
-from .contraction import cheapest_order, contract
+from .contraction import cheapest_order, contract, forward_multiplications
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, working_dtype
 from .rank import RankRule, floor_rank, select_rank
 from .rotation import Rotation, decompose, rotate, rotate_lowrank
@@ -16,6 +16,7 @@ __all__ = [
     "factor_shapes",
     "factored_size",
     "floor_rank",
+    "forward_multiplications",
     "orthonormality_error",
     "rotate",
     "rotate_lowrank",

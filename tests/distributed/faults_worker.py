@@ -136,11 +136,21 @@ def not_wrapped() -> dict:
     return {}
 
 
-def sharded() -> dict:
+def sharded_while_dense() -> dict:
     from torch.distributed.fsdp import fully_shard
 
-    model = get_peft_model(MLP(), config())
+    model = get_peft_model(MLP(), config(delay=5))
     fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
+    OIALRUpdater(model, torch.optim.AdamW(model.parameters()))
+    return {}
+
+
+def tensor_parallel() -> dict:
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    model = get_peft_model(MLP(), config())
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    parallelize_module(model.base_model.model, mesh, {"score": ColwiseParallel()})
     OIALRUpdater(model, torch.optim.AdamW(model.parameters()))
     return {}
 
@@ -155,7 +165,8 @@ FAULTS = (
     frozen_on_one_process,
     wrapped_before_the_adapter,
     not_wrapped,
-    sharded,
+    sharded_while_dense,
+    tensor_parallel,
 )
 
 

@@ -14,7 +14,8 @@ STOPS = {  # fault: what every process says, or (process 0, process 1)
     ),
     "wrapped_before_the_adapter": "Inject the adapter first, then wrap the model",
     "not_wrapped": "but not through DistributedDataParallel",
-    "sharded": "FSDP2 and tensor parallel are not supported yet. OIALR trains on several processes with",
+    "sharded_while_dense": "is still dense, and FSDP2 shards by shape, so it cannot be factorised later",
+    "tensor_parallel": "tensor parallel and its combinations are not supported. OIALR trains on several processes",
     "svd_fails_on_one_process": "The SVD of 'last' failed on process 1",
     "drift_is_noticed": "the moments of 'first' after the update at step 3 must be the same on all processes",
 }
