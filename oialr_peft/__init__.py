@@ -16,6 +16,7 @@ from .updater import OIALRUpdater  # noqa: E402
 
 if TYPE_CHECKING:
     from .callback import OIALRCallback
+    from .export.compress import save_compressed
     from .report import rank_report
 
 __version__ = "0.1.0"
@@ -27,10 +28,11 @@ __all__ = [
     "OIALRWarning",
     "UpdateReport",
     "rank_report",
+    "save_compressed",
 ]
 
 # Resolved on first use, so that importing the package does not import the Trainer or rich.
-_LAZY = {"OIALRCallback": "callback", "rank_report": "report"}
+_LAZY = {"OIALRCallback": "callback", "rank_report": "report", "save_compressed": "export.compress"}
 
 
 def __getattr__(name: str):

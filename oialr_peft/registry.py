@@ -53,6 +53,19 @@ def register() -> None:
             f"{present.__qualname__}. Import only one of the two packages."
         )
     _write_our_cards()
+    _read_compressed_checkpoints()
+
+
+def _read_compressed_checkpoints() -> None:
+    """Enter the layers of `save_compressed` as a method of quantisation, which is transformers' way to swap layers."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+
+    from .export.guard import METHOD, install_guard
+    from .export.quantizer import CompressedConfig, CompressedQuantizer
+
+    AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = CompressedConfig
+    AUTO_QUANTIZER_MAPPING[METHOD] = CompressedQuantizer
+    install_guard()
 
 
 def _write_our_cards() -> None:

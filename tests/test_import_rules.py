@@ -23,6 +23,7 @@ LEVELS = {
     "model": 4,
     "cards": 4,
     "analysis": 5,
+    "export": 5,
     "updater": 5,
     "callback": 6,
     "registry": 6,

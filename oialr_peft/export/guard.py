@@ -1,0 +1,50 @@
+"""Plain transformers must not load a compressed checkpoint: it would warn and return random weights.
+
+`transformers_weights` in config.json names the weights file, and transformers stops with the name in the message if
+that is no file name. So config files of compressed models carry words there, which say what to install. With this
+package imported they are taken away when a config is read and put there when one is written.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from transformers import PretrainedConfig
+
+
+METHOD = "oialr"
+KEY = "transformers_weights"
+WORDS = "these weights need oialr_peft: `pip install oialr-peft`, then `import oialr_peft` before loading"
+
+
+def is_compressed(quantization_config: Any) -> bool:
+    """Whether this quantisation config, an object or a dict, is that of a compressed checkpoint."""
+    if isinstance(quantization_config, dict):
+        return quantization_config.get("quant_method") == METHOD
+    return getattr(quantization_config, "quant_method", None) == METHOD
+
+
+def install_guard() -> None:
+    """Teach transformers' configs the guard; safe to call again."""
+    if getattr(PretrainedConfig.to_dict, "_oialr_guard", False):
+        return
+    read, write = PretrainedConfig.from_dict.__func__, PretrainedConfig.to_dict
+
+    @classmethod
+    @functools.wraps(read)
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        if is_compressed(config_dict.get("quantization_config")) and config_dict.get(KEY) == WORDS:
+            config_dict = {key: value for key, value in config_dict.items() if key != KEY}
+        return read(cls, config_dict, **kwargs)
+
+    @functools.wraps(write)
+    def to_dict(self) -> dict[str, Any]:
+        output = write(self)
+        if is_compressed(output.get("quantization_config")):
+            output[KEY] = WORDS
+        return output
+
+    to_dict._oialr_guard = True  # type: ignore[attr-defined]
+    PretrainedConfig.from_dict = from_dict  # type: ignore[method-assign]
+    PretrainedConfig.to_dict = to_dict  # type: ignore[method-assign]

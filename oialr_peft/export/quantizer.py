@@ -1,0 +1,150 @@
+"""transformers' quantizer registry rebuilds the two-factor layers on the meta device before weights are loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..layers import MultiheadAttention
+from .guard import METHOD
+from .modules import Factored, dense_weight, factored_like, full_rank
+
+
+FORMAT_VERSION = 1
+
+
+class CompressedConfig(QuantizationConfigMixin):
+    """What config.json says of a compressed model: its two-factor layers, in transformers' place for such things.
+
+    Args:
+        layers: {module name: rank} of the layers held as two factors.
+        attention: names of the nn.MultiheadAttention modules that are held as four projections.
+        format_version: of this record; a newer one is refused.
+    """
+
+    def __init__(
+        self,
+        layers: dict[str, int] | None = None,
+        attention: list[str] | None = None,
+        format_version: int = FORMAT_VERSION,
+        **kwargs: Any,
+    ) -> None:
+        self.quant_method = METHOD
+        self.layers = dict(layers or {})
+        self.attention = list(attention or [])
+        self.format_version = format_version
+
+
+class CompressedQuantizer(HfQuantizer):
+    """Loads and saves compressed checkpoints. Nothing is quantised: transformers only calls it so."""
+
+    requires_calibration = True  # only written by `save_compressed`, never made on the fly
+    quantization_config: Any
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse a record of a newer format.
+
+        Raises:
+            ValueError: naming both versions.
+        """
+        if (found := self.quantization_config.format_version) > FORMAT_VERSION:
+            raise ValueError(
+                f"This compressed model has format version {found}; this oialr_peft reads versions up to "
+                f"{FORMAT_VERSION}. Upgrade it: `pip install -U oialr-peft`."
+            )
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        shape_like(model, self.quantization_config)
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        for name, module in model.named_modules():
+            for part, parameter in module.named_parameters() if isinstance(module, Factored) else ():
+                if (parameter.is_meta and parameter.numel()) or not getattr(parameter, "_is_hf_initialized", True):
+                    raise ValueError(
+                        f"The checkpoint lacks the tensor '{name}.{part}'. It is incomplete; download it again."
+                    )
+        model.is_quantized = False  # type: ignore[assignment]  # it trains, casts and takes adapters like any other
+        return model
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        """Every two-factor layer as one plain nn.Linear or convolution again."""
+        for name, module in list(model.named_modules()):
+            if isinstance(module, Factored):
+                model.set_submodule(name, _plain(module))
+        return model
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+def shape_like(model: nn.Module, config: CompressedConfig) -> None:
+    """Put two-factor layers without values in the places that the config names.
+
+    A model that is only the body of the saved one, or has it as its body, is recognised by the prefix of its names.
+
+    Raises:
+        ValueError: the model lacks a layer, or a rank is above a layer's size.
+    """
+    modules = dict(model.named_modules())
+    for name in config.attention:
+        if place := _find(modules, model, name):
+            model.set_submodule(place, MultiheadAttention(modules[place]))  # type: ignore[arg-type]
+    modules = dict(model.named_modules())
+    absent = []
+    for name, rank in config.layers.items():
+        place = _find(modules, model, name)
+        if place is None:
+            absent.append(name)
+            continue
+        if not 1 <= rank <= full_rank(modules[place]):
+            raise ValueError(
+                f"Layer '{name}' of the compressed model has rank {rank}; it must be from 1 to min(out, in) = "
+                f"{full_rank(modules[place])}. Its config.json is damaged or belongs to another architecture."
+            )
+        model.set_submodule(place, factored_like(modules[place], rank))
+    if len(absent) == len(config.layers) and absent:
+        raise ValueError(
+            f"{type(model).__name__} has none of the {len(absent)} layers of the compressed model, first "
+            f"'{absent[0]}'. Load it with the class that its config.json names under `architectures`."
+        )
+
+
+def _find(modules: dict[str, nn.Module], model: nn.Module, name: str) -> str | None:
+    prefix = getattr(model, "base_model_prefix", "")
+    candidates = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
+    shorter = name.partition(".")[2]
+    return next((candidate for candidate in (*candidates, shorter) if candidate in modules), None)
+
+
+def _plain(factored: Factored) -> nn.Module:
+    """One layer with the weight of two; transformers' Conv1D comes back as nn.Linear, which is the same function."""
+    down, up = factored.down, factored.up
+    with torch.device("meta"):
+        if isinstance(down, nn.Linear):
+            layer: Any = nn.Linear(down.in_features, up.weight.shape[0], bias=up.bias is not None)  # type: ignore[index]
+        else:
+            conv: Any = down
+            layer = type(conv)(
+                conv.in_channels,
+                up.weight.shape[0],  # type: ignore[index]
+                conv.kernel_size,
+                stride=conv.stride,
+                padding=conv.padding,
+                dilation=conv.dilation,
+                groups=conv.groups,
+                bias=up.bias is not None,
+                padding_mode=conv.padding_mode,
+            )
+    layer.weight = nn.Parameter(dense_weight(factored, layer))
+    if up.bias is not None:
+        layer.bias = up.bias
+    return layer
