@@ -96,7 +96,7 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
     if absent := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
         raise RuntimeError(f"{type(base).__name__}: no values were found for '{absent[0]}' ({len(absent)} tensors).")
     model.config.quantization_config = config
-    model.hf_quantizer = CompressedQuantizer(config)
+    model.hf_quantizer = cast(Any, CompressedQuantizer(config))
     return model
 
 
@@ -130,9 +130,10 @@ def _empty_like(base: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(base.config)
     config.dtype = base.dtype
     with torch.device("meta"):
-        model = type(base)(config).to(base.dtype)
+        model: Any = type(base)(config)
+        model = model.to(base.dtype)
     if (generation := getattr(base, "generation_config", None)) is not None:
-        model.generation_config = copy.deepcopy(generation)  # type: ignore[assignment]
+        model.generation_config = copy.deepcopy(generation)
     return model.eval()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.quantizers import HfQuantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..layers import MultiheadAttention
@@ -25,6 +25,8 @@ class CompressedConfig(QuantizationConfigMixin):
         attention: names of the nn.MultiheadAttention modules that are held as four projections.
         format_version: of this record; a newer one is refused.
     """
+
+    quant_method: Any
 
     def __init__(
         self,
@@ -62,12 +64,16 @@ class CompressedQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        for name, module in model.named_modules():
-            for part, parameter in module.named_parameters() if isinstance(module, Factored) else ():
-                if (parameter.is_meta and parameter.numel()) or not getattr(parameter, "_is_hf_initialized", True):
-                    raise ValueError(
-                        f"The checkpoint lacks the tensor '{name}.{part}'. It is incomplete; download it again."
-                    )
+        # transformers marks what it loaded, and fills what was missing with random values and a note in the log.
+        tensors = {
+            f"{name}.{part}": getattr(parameter, "_is_hf_initialized", False)
+            for name, module in model.named_modules()
+            if isinstance(module, Factored)
+            for part, parameter in module.named_parameters()
+        }
+        if any(tensors.values()) and not all(tensors.values()):
+            missing = next(name for name, loaded in tensors.items() if not loaded)
+            raise ValueError(f"The checkpoint lacks the tensor '{missing}'. It is incomplete; download it again.")
         model.is_quantized = False  # type: ignore[assignment]  # it trains, casts and takes adapters like any other
         return model
 
