@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, ModelCard
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
-from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater
+from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater, save_compressed
 from tests.conftest import output, tiny_bert, tiny_llama, tokens
 
 
@@ -40,12 +40,13 @@ def trained(base):
 
 
 def push(folder: Path) -> dict:
-    """Push a base, an adapter trained on it and the two merged; leave the adapter's logits in the folder."""
+    """Push a base, an adapter trained on it, the two compressed and merged; leave the adapter's logits in the folder."""
     tiny_llama().push_to_hub("me/base")
     model = trained(LlamaForCausalLM.from_pretrained("me/base"))
     model.push_to_hub("me/adapter", tags=["of-the-user"])
     torch.save(output(model, INPUTS), folder / "logits.pt")
     ranks = model.base_model.ranks()
+    save_compressed(model, folder / "small", push_to_hub=True, repo_id="me/small")
     model.merge_and_unload().push_to_hub("me/merged")
     return {"ranks": ranks}
 
@@ -55,7 +56,8 @@ def pull(folder: Path) -> dict:
     card = Path(HfApi().hf_hub_download("me/adapter", "README.md")).read_text()
     scope: dict = {}
     exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], scope)  # the code on the card, as it stands
-    models = {"me/adapter": scope["model"], "me/merged": AutoModelForCausalLM.from_pretrained("me/merged")}
+    models = {repo: AutoModelForCausalLM.from_pretrained(repo) for repo in ("me/merged", "me/small")}
+    models["me/adapter"] = scope["model"]
     expected = torch.load(folder / "logits.pt")
     return {repo: (output(model, INPUTS) - expected).abs().max().item() for repo, model in models.items()}
 

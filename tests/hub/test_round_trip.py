@@ -23,6 +23,15 @@ def test_the_code_on_the_card_gives_the_same_logits_in_a_fresh_process(pushed, r
     found = run_jobs(pushed[0], "pull")["pull"]
     assert found["me/adapter"] == 0.0
     assert found["me/merged"] < 1e-5
+    assert found["me/small"] < 1e-5
+
+
+def test_the_compressed_repository_holds_a_whole_small_model_and_its_card(hub, pushed):
+    files = hub.repos["me/small"]
+    assert {"README.md", "config.json", "model.safetensors"} <= set(files)
+    assert not any(name.startswith("adapter") for name in files)
+    assert metadata_errors(files["README.md"].decode()) == []
+    assert "import oialr_peft" in files["README.md"].decode()
 
 
 def test_a_readme_edited_on_the_hub_keeps_its_text(hub, pushed):
