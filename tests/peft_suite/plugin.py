@@ -1,0 +1,119 @@
+"""A pytest plugin that puts OIALRConfig in the place of the configurations of PEFT's custom-model suite.
+
+The suite's modules are imported unchanged; only the lists that its tests are parametrised with get other rows. Tests
+that do not run over a configuration class, or over one of the other methods named in the test itself, are deselected:
+they say nothing about OIALR.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oialr_peft import OIALRConfig
+
+
+SUITE = "test_custom_models.py"
+# The suite's LoRA cases, and those of other methods for its models that LoRA has no case for. Left out: what only LoRA
+# has (DoRA, rsLoRA and the other variants, `bias`, `lora_bias`, `target_parameters`, `trainable_token_indices`), and
+# layers that OIALR does not factor (nn.Embedding, nn.Conv3d).
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("MLP regex", "MLP", {"target_modules": "lin0"}),
+    ("MLP first", "MLP", {"target_modules": ["lin0"]}),
+    ("MLP last", "MLP", {"target_modules": ["lin1"]}),
+    ("MLP both", "MLP", {"target_modules": ["lin0", "lin1"]}),
+    ("MLP saved module", "MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}),
+    ("MLP excluded module", "MLP", {"target_modules": ["lin0", "lin1"], "exclude_modules": ["lin1"]}),
+    ("MLP low rank", "MLP", {"target_modules": ["lin0", "lin1"], "rank_pattern": {"lin0": 4, "lin1": 0.5}}),
+    ("EmbConv1D", "EmbConv1D", {"target_modules": ["conv1d"]}),
+    ("EmbConv1D both", "EmbConv1D", {"target_modules": ["conv1d", "lin0"]}),
+    ("EmbConv1D saved module", "EmbConv1D", {"target_modules": ["conv1d"], "modules_to_save": ["lin0"]}),
+    ("Conv1d", "Conv1d", {"target_modules": ["conv1d"]}),
+    ("Conv1d both", "Conv1d", {"target_modules": ["conv1d", "lin0"]}),
+    ("Conv1d bigger", "Conv1dBigger", {"target_modules": ["conv1d"], "r": 4}),
+    ("Conv1d kernel 1", "Conv1dKernel1", {"target_modules": ["conv1d"]}),
+    ("Conv1d groups", "Conv1dGroups", {"target_modules": ["conv1d"]}),
+    ("Conv2d", "Conv2d", {"target_modules": ["conv2d"]}),
+    ("Conv2d both", "Conv2d", {"target_modules": ["conv2d", "lin0"]}),
+    ("Conv2d saved module", "Conv2d", {"target_modules": ["conv2d"], "modules_to_save": ["lin0"]}),
+    ("Conv2d excluded module", "Conv2d", {"target_modules": ["conv2d", "lin0"], "exclude_modules": ["lin0"]}),
+    ("Conv2d 1x1", "Conv2d1x1", {"target_modules": ["conv2d"]}),
+    ("Conv2d groups", "Conv2dGroups", {"target_modules": ["conv2d"]}),
+    ("Conv2d groups 2", "Conv2dGroups2", {"target_modules": ["conv2d"]}),
+    ("Conv2d 2", "Conv2d2", {"target_modules": ["lin0", "conv2d"], "r": 8}),
+    ("Conv2d 2 all", "Conv2d2", {"target_modules": ["lin0", "conv2d", "lin1"]}),
+    ("MHA", "MHA", {"target_modules": ["mha"]}),
+    ("MHA both", "MHA", {"target_modules": ["mha", "lin0"]}),
+    ("MHA saved module", "MHA", {"target_modules": ["mha"], "modules_to_save": ["lin0"]}),
+]
+PAIRS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("Same", {"target_modules": ["lin0"]}, {"target_modules": ["lin0"]}),
+    ("Different", {"target_modules": ["lin0"]}, {"target_modules": ["lin1"]}),
+]
+ROWS: dict[str, list[Any]] = {
+    "TEST_CASES": [(name, model, OIALRConfig, kwargs) for name, model, kwargs in CASES],
+    "ALL_PEFT_CONFIG_CLASSES": [OIALRConfig],
+    "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": [
+        (name, "oialr", OIALRConfig, *({**kwargs, "init_weights": False} for kwargs in pair)) for name, *pair in PAIRS
+    ],
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--results", type=Path, required=True, help="JSON file for the outcome of every test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Results(config.getoption("--results")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makemodule(module_path: Path):
+    module = yield
+    if module_path.name == SUITE:
+        for name, rows in ROWS.items():
+            getattr(module.obj, name)[:] = rows  # in place: the decorators hold the same lists
+    return module
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Ids that stay the same when cases are added."""
+    if val is OIALRConfig:
+        return "OIALR"
+    return "kwargs" if isinstance(val, dict) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    ours, others = [], []
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        (ours if params.get("config_cls") is OIALRConfig else others).append(item)
+        item.user_properties.append(("model", params.get("model_id", item.cls and item.cls.__name__)))
+    items[:] = ours
+    config.hook.pytest_deselected(items=others)
+
+
+class Results:
+    """Writes {test id: {model, outcome, reason}} when the run ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tests: dict[str, dict[str, str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = report.nodeid.partition("::")[2]
+        if report.outcome == "passed" and (report.when != "call" or name in self.tests):
+            return
+        reason = ""
+        if report.skipped and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2]
+        elif report.failed and (crash := getattr(report.longrepr, "reprcrash", None)):
+            reason = crash.message
+        model = dict(report.user_properties)["model"]
+        self.tests[name] = {"model": model, "outcome": report.outcome, "reason": reason}
+
+    def pytest_sessionfinish(self) -> None:
+        self.path.write_text(json.dumps(self.tests, indent=1))
