@@ -64,18 +64,17 @@ class CompressedQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        # transformers marks what it loaded, and fills what was missing with random values and a note in the log.
-        tensors = {
-            f"{name}.{part}": getattr(parameter, "_is_hf_initialized", False)
-            for name, module in model.named_modules()
-            if isinstance(module, Factored)
-            for part, parameter in module.named_parameters()
-        }
-        if any(tensors.values()) and not all(tensors.values()):
-            missing = next(name for name, loaded in tensors.items() if not loaded)
-            raise ValueError(f"The checkpoint lacks the tensor '{missing}'. It is incomplete; download it again.")
+        # transformers 5 marks what it loaded, and fills what was missing with random values and a note in the log.
+        marks = {name: getattr(tensor, "_is_hf_initialized", False) for name, tensor in _tensors(model).items()}
+        if any(marks.values()):
+            _refuse_missing([name for name, loaded in marks.items() if not loaded])
         model.is_quantized = False  # type: ignore[assignment]  # it trains, casts and takes adapters like any other
         return model
+
+    def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
+        """transformers 4 asks here; later ones leave marks."""
+        _refuse_missing([key for key in missing_keys if key in _tensors(model)])
+        return missing_keys
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         """Every two-factor layer as one plain nn.Linear or convolution again."""
@@ -122,6 +121,21 @@ def shape_like(model: nn.Module, config: CompressedConfig) -> None:
             f"{type(model).__name__} has none of the {len(absent)} layers of the compressed model, first "
             f"'{absent[0]}'. Load it with the class that its config.json names under `architectures`."
         )
+
+
+def _tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the two-factor layers by name."""
+    return {
+        f"{name}.{part}": parameter
+        for name, module in model.named_modules()
+        if isinstance(module, Factored)
+        for part, parameter in module.named_parameters()
+    }
+
+
+def _refuse_missing(names: list[str]) -> None:
+    if names:
+        raise ValueError(f"The checkpoint lacks the tensor '{names[0]}'. It is incomplete; download it again.")
 
 
 def _find(modules: dict[str, nn.Module], model: nn.Module, name: str) -> str | None:

@@ -108,7 +108,7 @@ def test_bfloat16_is_folded_in_float32_and_cast_once(tmp_path):
     folded = (u @ sigma, vh) if u.numel() <= vh.numel() else (u, sigma @ vh)
     assert torch.equal(saved[f"{name}.up.weight"], folded[0].to(torch.bfloat16))
     assert torch.equal(saved[f"{name}.down.weight"], folded[1].to(torch.bfloat16))
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     assert loaded.dtype == torch.bfloat16
     assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
 

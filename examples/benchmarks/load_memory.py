@@ -1,0 +1,83 @@
+"""Does a compressed checkpoint load in less memory? Process peaks, dense against compressed.
+
+    python load_memory.py --share 0.25 --output load_memory.json
+
+A BERT of base size is made at random, saved dense, and saved by `save_compressed` at the given share of the full rank.
+Each is loaded in fresh processes, in turn, and run once on eight tokens: weights are mapped from the file, and pages
+count only once they are read. The figure is the peak of the resident memory minus what the process held after its
+imports.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import torch
+import transformers
+from peft import get_peft_model
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from oialr_peft import OIALRConfig, save_compressed
+
+
+LOAD = """
+import resource, sys, torch, transformers, oialr_peft
+import transformers.models.bert.modeling_bert
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith(name)).split()[1]) * 1024
+
+before = status("VmRSS")
+model = transformers.BertModel.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    model(input_ids=torch.arange(8)[None])
+    sum(float(tensor.sum()) for tensor in model.state_dict().values())
+print(status("VmHWM") - before)
+"""
+
+
+@dataclass
+class Settings:
+    """Settings of the measurement."""
+
+    share: float = field(default=0.25, metadata={"help": "Rank as a share of min(out, in)."})
+    repeats: int = field(default=3, metadata={"help": "Loads of each kind."})
+    output: str = field(default="load_memory.json", metadata={"help": "Results file."})
+
+
+def peak(folder: Path) -> int:
+    """Returns the bytes that loading and one forward add to a fresh process at its peak."""
+    command = [sys.executable, "-c", LOAD, str(folder)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Makes the two checkpoints, loads them in turn, prints and writes the figures."""
+    (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses()
+    with tempfile.TemporaryDirectory() as name:
+        folders = {"dense": Path(name) / "dense", "compressed": Path(name) / "compressed"}
+        model = transformers.BertModel(transformers.BertConfig())
+        model.save_pretrained(folders["dense"])
+        config = OIALRConfig(r=settings.share, init="lowrank")
+        save_compressed(get_peft_model(model, config), folders["compressed"])
+        peaks: dict[str, list[int]] = {kind: [] for kind in folders}
+        for _ in tqdm(range(settings.repeats), desc="loads"):
+            for kind, folder in folders.items():
+                peaks[kind].append(peak(folder))
+        sizes = {kind: (folder / "model.safetensors").stat().st_size for kind, folder in folders.items()}
+    ratios = [small / dense for small, dense in zip(peaks["compressed"], peaks["dense"], strict=True)]
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    results = {"share": settings.share, "bytes_on_disk": sizes, "peak_bytes": peaks, "peak_ratio": median(ratios)}
+    Path(settings.output).write_text(json.dumps({**results, "versions": versions}, indent=2))
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
