@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from ..distributed import is_sharded, set_block, whole
@@ -166,6 +166,9 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         if self.holds(adapter_name):
             self.check_base(f"deleting the adapter {adapter_name!r}")
         self._unfilled.discard(adapter_name)
+        self.live_ranks.pop(adapter_name, None)
+        if watch := self.watches.pop(adapter_name, None):
+            watch.end()
         super().delete_adapter(adapter_name)
 
     # -- the base weight ---------------------------------------------------------------------------------------
@@ -204,12 +207,13 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         """Put the adapter's weight in the place of the base weight, which is kept aside for `unmerge`.
 
         Raises:
-            ValueError: `safe_merge` and the merged weight is not finite; the base weight is then unchanged.
+            ValueError: another adapter is merged, or `safe_merge` and the merged weight is not finite; the base weight
+                is then unchanged.
         """
-        names = [name for name in (adapter_names or self.active_adapters) if self.holds(name)]
-        if not names or self.merged:
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if self.holds(name)]
+        if not names:
             return
-        adapter = self._only(names)
+        adapter = self._only([*self.merged_adapters, *names])
         weight = self.adapter_weight(adapter)
         if safe_merge and not bool(torch.isfinite(weight).all()):
             raise ValueError(f"The merged weight of adapter {adapter!r} is not finite; the adapter seems broken.")
@@ -250,8 +254,8 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
     def _only(self, names: list[str]) -> str:
         if len(names) > 1:
             raise ValueError(
-                f"An OIALR adapter replaces the weight of a layer, so one can be active at a time; got {names}. "
-                "Choose one with `set_adapter`."
+                f"An OIALR adapter replaces the weight of a layer, so one can be active or merged at a time; got {names}. "
+                "Choose one with `set_adapter`; `unmerge_adapter` takes back a merged one."
             )
         return names[0]
 

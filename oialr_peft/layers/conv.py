@@ -30,6 +30,15 @@ class Conv(OIALRLayer):
         rows, cols = conv.out_channels // conv.groups, math.prod(conv.weight.shape[1:])
         return (rows, cols) if conv.groups == 1 else (conv.groups, rows, cols)
 
+    @property
+    def in_features(self) -> int:
+        """The channels that go in, under the name that PEFT's layers have for them."""
+        return cast(nn.Conv2d, self.get_base_layer()).in_channels
+
+    @property
+    def out_features(self) -> int:
+        return cast(nn.Conv2d, self.get_base_layer()).out_channels
+
     def _adapted(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
         conv = cast(Any, self.get_base_layer())
         kernels = self._kernels(x, adapter) if self.is_factored(adapter) else [self.oialr_weight[adapter]]

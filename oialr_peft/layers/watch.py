@@ -30,7 +30,11 @@ class UpdateWatch:
         self._steps = 0
         self._warned = False
         handle = register_optimizer_step_post_hook(self._on_step)
-        weakref.finalize(layer, handle.remove)
+        self._end = weakref.finalize(layer, handle.remove)
+
+    def end(self) -> None:
+        """Stop counting: the adapter is gone."""
+        self._end()
 
     def reset(self) -> None:
         """An update was made or found not to be due yet."""

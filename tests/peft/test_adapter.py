@@ -4,11 +4,13 @@ import copy
 import importlib
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 from peft import PeftType, get_model_status, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from transformers.pytorch_utils import Conv1D
 
 import oialr_peft
 from oialr_peft import OIALRConfig, OIALRModel, rank_report
@@ -117,6 +119,37 @@ def test_two_adapters_switch_and_only_one_is_active(mlp):
     model.set_adapter("default")
     model.delete_adapter("second")
     assert torch.equal(model(x), first)
+
+
+def test_merging_twice_warns_and_a_second_adapter_is_refused(mlp):
+    model = get_peft_model(mlp, OIALRConfig())
+    model.add_adapter("second", OIALRConfig(init_weights=False))
+    model.merge_adapter()
+    merged = mlp.first.base_layer.weight.clone()
+    with pytest.warns(UserWarning, match="already merged, nothing to do"):
+        model.merge_adapter()
+    with pytest.warns(UserWarning, match="additionally"), pytest.raises(ValueError, match="unmerge_adapter"):
+        model.merge_adapter(["second"])
+    assert torch.equal(mlp.first.base_layer.weight, merged)
+
+
+def test_a_deleted_adapter_leaves_nothing_behind(mlp):
+    model = get_peft_model(mlp, OIALRConfig(update_interval=1), adapter_name="gone")
+    model.delete_adapter("gone")
+    assert "gone" not in mlp.first.watches
+    model.add_adapter("gone", OIALRConfig(update_interval=1000))
+    model.set_adapter("gone")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):  # more than the deleted adapter's watch would have borne
+            optimizer.step()
+
+
+def test_layers_tell_their_features():
+    for layer in (torch.nn.Linear(6, 4), Conv1D(4, 6), torch.nn.Conv1d(6, 4, 3), torch.nn.Conv2d(6, 4, 3, groups=2)):
+        model = get_peft_model(torch.nn.Sequential(layer), OIALRConfig(target_modules=["0"]))
+        assert (model.base_model.model[0].in_features, model.base_model.model[0].out_features) == (6, 4)
 
 
 def test_disabling_a_merged_adapter_gives_the_base(mlp):
