@@ -144,6 +144,7 @@ class OIALRModel(BaseTuner):
             for name in PROJECTIONS:
                 child, key = getattr(attention, name), f"{current_key}.{name}"
                 self._create_and_replace(peft_config, adapter_name, child, name, attention, key)
+                getattr(attention, name).part_of_attention = True
             return
         layer = target if isinstance(target, OIALRLayer) else wrap(target)
         self._fill(layer, peft_config, adapter_name, current_key)

@@ -26,7 +26,7 @@ class Linear(OIALRLayer):
         return self.weight_shape[1 if self.input_first else 0]
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether PEFT can write W - W0 as LoRA: the base weight W0 must be there, under a name the base model knows."""
+        """Whether PEFT can write W - W0 as LoRA: W0 must be there, under a name that the base model knows."""
         return self.holds(adapter_name) and not self.base_is_freed and not self.part_of_attention
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:

@@ -1,0 +1,44 @@
+"""W - W0 as LoRA: exact at full rank, its loss reported below, truthful about what it cannot hold."""
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from oialr_peft import OIALRConfig
+from oialr_peft.export.lora import save_as_lora
+from tests.conftest import output, tiny_gpt2, tiny_llama, tokens
+from tests.peft.test_adapter import disturb
+
+
+IDS = {"input_ids": tokens()}
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_the_lora_adapter_gives_the_same_logits_and_tells_what_it_loses(make, tmp_path):
+    base = make()
+    state = {key: value.clone() for key, value in base.state_dict().items()}
+    model = get_peft_model(base, OIALRConfig(target_modules=["q_proj", "up_proj", "c_attn", "c_fc"], r=0.5)).eval()
+    disturb(model)
+    losses = save_as_lora(model, tmp_path / "exact", rank=1.0)
+    assert losses.keys() == model.base_model.ranks().keys()
+    assert max(losses.values()) < 1e-5
+    fresh = make()
+    fresh.load_state_dict(state)
+    lora = PeftModel.from_pretrained(fresh, tmp_path / "exact").eval()
+    torch.testing.assert_close(output(lora, IDS), output(model, IDS), rtol=1e-4, atol=1e-5)
+    lossy = save_as_lora(model, tmp_path / "lossy", rank=2)
+    assert min(lossy.values()) > 0.05
+
+
+def test_what_lora_cannot_hold_is_refused(tmp_path):
+    rest = get_peft_model(tiny_llama(), OIALRConfig(train_rest=True))
+    with pytest.raises(ValueError, match="With `train_rest` weights outside the layers changed too"):
+        save_as_lora(rest, tmp_path, rank=2)
+    freed = get_peft_model(tiny_llama(), OIALRConfig(keep_base_weights=False))
+    assert not freed.base_model.supports_lora_conversion()
+    for layer in (nn.Conv1d(8, 8, 3), nn.MultiheadAttention(8, 2)):
+        model = nn.Sequential(nn.Linear(8, 8))
+        model.layer = layer
+        with pytest.raises(TypeError, match="do not support LoRA conversion"):
+            save_as_lora(get_peft_model(model, OIALRConfig(target_modules=["layer"])), tmp_path, rank=2)
