@@ -29,11 +29,11 @@ class Settings:
     batch_size: int = option(32, "Windows per step.")
     epochs: int = option(None, "Epochs; default 2 with --data, 3 for the demo.")
     max_steps: int = option(-1, "Stop after so many optimizer steps; -1: no limit.")
-    learning_rate: float = option(None, "Adam's; default 3e-4 with --data, 1e-3 for the demo.")
+    learning_rate: float = option(None, "Adam's; default 3e-5 with --data, 1e-3 for the demo.")
     seed: int = option(2021, "Seed of initialisation, dropout and batch order.")
-    delay: int = option(None, "OIALR: dense steps before factorisation; default 1800, demo 50.")
+    delay: int = option(None, "OIALR: dense steps before factorisation; default 1400, demo 50.")
     update_interval: int = option(None, "OIALR: steps between basis updates; default 100, demo 15.")
-    sigma_cutoff: float = option(None, "OIALR: drop singular values below this share of the largest; 0.1, demo 0.2.")
+    sigma_cutoff: float = option(None, "OIALR: drop singular values below this share of the largest; 0.3, demo 0.2.")
     moments: str = option("rotate", "OIALR: optimizer moments at an update: rotate, slice or reset.")
     layer_step: float = option(0.5, "OIALR: share of layers added per update, last layers first.")
 
@@ -42,10 +42,10 @@ class Settings:
         chosen = {
             "d_model": 128 if real else 64,
             "epochs": 2 if real else 3,
-            "learning_rate": 3e-4 if real else 1e-3,
-            "delay": 1800 if real else 50,
+            "learning_rate": 3e-5 if real else 1e-3,
+            "delay": 1400 if real else 50,
             "update_interval": 100 if real else 15,
-            "sigma_cutoff": 0.1 if real else 0.2,
+            "sigma_cutoff": 0.3 if real else 0.2,
         }
         for name, value in chosen.items():
             if getattr(self, name) is None:

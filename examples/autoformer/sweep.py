@@ -1,6 +1,6 @@
 """Dense against OIALR over learning rates and seeds, two single-threaded processes at a time, resumable.
 
-    python sweep.py --data ETTm2.csv.gz --rates 1e-4,3e-4,1e-3 --seeds 0,1,2 --output sweep
+    python sweep.py --data ETTm2.csv.gz --rates 1e-5,3e-5,1e-4 --seeds 0,1,2 --output sweep
 
 Both methods run with every learning rate at the first seed; each keeps the rate with the lowest validation MSE after
 the last epoch, and runs with that one at the other seeds. Test figures choose nothing. A pair of runs shares its
@@ -38,7 +38,7 @@ class Grid:
     """The runs of the sweep."""
 
     output: str = option("autoformer-sweep", "Folder for the runs' folders and the aggregated results.json.")
-    rates: str = option("1e-4,3e-4,1e-3", "Comma-separated learning rates.")
+    rates: str = option("1e-5,3e-5,1e-4", "Comma-separated learning rates.")
     seeds: str = option("0,1,2", "Comma-separated seeds; rates are compared at the first.")
     workers: int = option(2, "Processes at a time, one thread each.")
 
