@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # glibc gives large buffers back to the system after every use; keeping them saves a fifth of a training step.
 KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: demo test test-slow lint card clean
+.PHONY: demo test test-slow test-peft lint card clean
 
 demo: $(VENV)/.installed  ## the Autoformer example; DATA=path/to/ETTm2.csv.gz for the real series
 	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output outputs/demo
@@ -16,6 +16,9 @@ test: $(VENV)/.installed  ## the suite, about three minutes on two cores
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+test-peft: $(VENV)/.installed  ## PEFT's own custom-model suite over OIALRConfig, about a minute and a half
+	$(BIN)/python tests/peft_suite/run.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -254,8 +254,8 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
     def _only(self, names: list[str]) -> str:
         if len(names) > 1:
             raise ValueError(
-                f"An OIALR adapter replaces the weight of a layer, so one can be active or merged at a time; got {names}. "
-                "Choose one with `set_adapter`; `unmerge_adapter` takes back a merged one."
+                "An OIALR adapter replaces the weight of a layer, so one can be active or merged at a time; got "
+                f"{names}. Choose one with `set_adapter`; `unmerge_adapter` takes back a merged one."
             )
         return names[0]
 

@@ -33,7 +33,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("EmbConv1D saved module", "EmbConv1D", {"target_modules": ["conv1d"], "modules_to_save": ["lin0"]}),
     ("Conv1d", "Conv1d", {"target_modules": ["conv1d"]}),
     ("Conv1d both", "Conv1d", {"target_modules": ["conv1d", "lin0"]}),
-    ("Conv1d bigger", "Conv1dBigger", {"target_modules": ["conv1d"], "r": 4}),
+    ("Conv1d bigger", "Conv1dBigger", {"target_modules": ["conv1d"]}),
     ("Conv1d kernel 1", "Conv1dKernel1", {"target_modules": ["conv1d"]}),
     ("Conv1d groups", "Conv1dGroups", {"target_modules": ["conv1d"]}),
     ("Conv2d", "Conv2d", {"target_modules": ["conv2d"]}),
@@ -43,7 +43,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("Conv2d 1x1", "Conv2d1x1", {"target_modules": ["conv2d"]}),
     ("Conv2d groups", "Conv2dGroups", {"target_modules": ["conv2d"]}),
     ("Conv2d groups 2", "Conv2dGroups2", {"target_modules": ["conv2d"]}),
-    ("Conv2d 2", "Conv2d2", {"target_modules": ["lin0", "conv2d"], "r": 8}),
+    ("Conv2d 2", "Conv2d2", {"target_modules": ["lin0", "conv2d"]}),
     ("Conv2d 2 all", "Conv2d2", {"target_modules": ["lin0", "conv2d", "lin1"]}),
     ("MHA", "MHA", {"target_modules": ["mha"]}),
     ("MHA both", "MHA", {"target_modules": ["mha", "lin0"]}),
@@ -76,7 +76,14 @@ def pytest_pycollect_makemodule(module_path: Path):
     if module_path.name == SUITE:
         for name, rows in ROWS.items():
             getattr(module.obj, name)[:] = rows  # in place: the decorators hold the same lists
+        _accept_the_suites_input(module.obj.ModelConv1DKernel1)
     return module
+
+
+def _accept_the_suites_input(model: Any) -> None:
+    """PEFT has no case for this model: its forward calls `x` what the tests of the suite pass as `X`."""
+    forward = model.forward
+    model.forward = lambda self, X: forward(self, X)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

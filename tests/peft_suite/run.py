@@ -1,0 +1,113 @@
+"""Run the custom-model tests of PEFT's own source release over OIALRConfig, and compare with `known_failures.toml`.
+
+The release of the installed PEFT version is downloaded with pip, or given by `--archive`; it is unpacked in a temporary
+folder and nothing of it is kept. Exit code 0: at least 97 % of the tests that ran passed and the failures are exactly
+those listed. 1: they are not. 2: the suite could not be run (0 with `--allow-missing` where there is no release).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+HERE = Path(__file__).parent
+LEAST_SHARE = 0.97
+Results = dict[str, dict[str, str]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, help="PEFT's source release (.tar.gz); default: download it")
+    parser.add_argument("--allow-missing", action="store_true", help="exit code 0 where it cannot be downloaded")
+    parser.add_argument("pytest_args", nargs="*", help="more arguments for pytest, after --")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        archive = args.archive or download(Path(folder))
+        if archive is None:
+            print(f"not run: pip could not download the source release of peft {version('peft')}; see --archive")
+            return 0 if args.allow_missing else 2
+        results = run(unpack(archive, Path(folder)), args.pytest_args)
+    if not results:
+        print("not run: pytest ended without results; its output is above")
+        return 2
+    print_counts(results)
+    return judge(results, known_failures())
+
+
+def download(folder: Path) -> Path | None:
+    """The source release of the installed PEFT, or None where pip does not get it."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "peft"]
+    subprocess.run([*command, "--dest", str(folder), f"peft=={version('peft')}"])
+    return next(folder.glob("peft-*.tar.gz"), None)
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack the tests; returns the folder that holds `tests`."""
+    with tarfile.open(archive) as tar:
+        members = [member for member in tar.getmembers() if member.name.split("/")[1:2] == ["tests"]]
+        tar.extractall(folder, members, filter="data")
+    root = folder / members[0].name.split("/")[0]
+    (root / "tests" / "__init__.py").touch()  # the release leaves it out, and the tests import relatively
+    return root
+
+
+def run(root: Path, pytest_args: list[str]) -> Results:
+    """The outcome of every test, by its id without the file."""
+    path = root / "results.json"
+    options = ["-c", os.devnull, "--rootdir", str(root), "-p", "no:cacheprovider", "-p", "plugin", "--results", str(path)]
+    quiet = ["-q", "--no-header", "--no-summary", "--disable-warnings"]
+    subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *quiet, "tests/test_custom_models.py", *pytest_args],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"},
+    )
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def print_counts(results: Results) -> None:
+    """Passed, failed and skipped per model and overall, and PEFT's reasons for skipping."""
+    counts = Counter((test["model"], test["outcome"]) for test in results.values())
+    totals = Counter(test["outcome"] for test in results.values())
+    print(f"\n{'model':30}{'passed':>8}{'failed':>8}{'skipped by PEFT':>17}")
+    for model in dict.fromkeys(test["model"] for test in results.values()):
+        print(f"{model:30}{counts[model, 'passed']:8}{counts[model, 'failed']:8}{counts[model, 'skipped']:17}")
+    print(f"{'all':30}{totals['passed']:8}{totals['failed']:8}{totals['skipped']:17}\n")
+    for reason, count in Counter(t["reason"] for t in results.values() if t["outcome"] == "skipped").items():
+        print(f"{count} {reason}")
+
+
+def known_failures() -> dict[str, str]:
+    """{test id: reason}"""
+    groups = tomllib.loads((HERE / "known_failures.toml").read_text())["failures"]
+    return {test: group["reason"] for group in groups for test in group["tests"]}
+
+
+def judge(results: Results, known: dict[str, str]) -> int:
+    """The exit code; prints what differs from the list."""
+    failed = {name: test["reason"] for name, test in results.items() if test["outcome"] == "failed"}
+    passed = sum(test["outcome"] == "passed" for test in results.values())
+    share = passed / max(passed + len(failed), 1)
+    print(f"{share:.1%} of {passed + len(failed)} tests that ran passed with peft {version('peft')}.")
+    for name in sorted(failed.keys() - known.keys()):
+        print(f"not in known_failures.toml: {name}\n    {failed[name].splitlines()[0] if failed[name] else ''}")
+    for name in sorted(known.keys() - failed.keys()):
+        print(f"listed in known_failures.toml, but {results.get(name, {'outcome': 'not run'})['outcome']}: {name}")
+    return int(failed.keys() != known.keys() or share < LEAST_SHARE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
