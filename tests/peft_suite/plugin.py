@@ -119,7 +119,7 @@ class Results:
             reason = report.longrepr[2]
         elif report.failed and (crash := getattr(report.longrepr, "reprcrash", None)):
             reason = crash.message
-        model = dict(report.user_properties)["model"]
+        model = next(str(value) for key, value in report.user_properties if key == "model")
         self.tests[name] = {"model": model, "outcome": report.outcome, "reason": reason}
 
     def pytest_sessionfinish(self) -> None:
