@@ -17,6 +17,9 @@ Rank = int | float | None
 Names = list[str] | set[str] | str | None
 
 
+FORMAT_VERSION = 1  # of saved adapters: names and shapes of tensors, and the fields that loading needs
+
+
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
@@ -90,6 +93,7 @@ class OIALRConfig(PeftConfig):
     ranks: dict[str, int | None] | None = field(
         default=None, metadata=_help("Written when saving: rank by module, null where still dense. Not for users.")
     )
+    format_version: int = field(default=FORMAT_VERSION, metadata=_help("Of saved adapters. Not for users."))
 
     def __post_init__(self):
         super().__post_init__()
@@ -98,6 +102,11 @@ class OIALRConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"This adapter has format version {self.format_version}; this oialr_peft reads versions up to "
+                f"{FORMAT_VERSION}. Upgrade it: `pip install -U oialr-peft`."
+            )
         self._check_ranks()
         self._check_counts()
         self._check_choices()

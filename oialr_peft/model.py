@@ -189,8 +189,8 @@ class OIALRModel(BaseTuner):
         if autocast_adapter_dtype:
             return super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for layer in self.model.modules():
-            if isinstance(layer, OIALRLayer):
-                layer._move_adapter_to_device_of_base_layer(adapter_name)
+            if isinstance(layer, OIALRLayer) and layer.holds(adapter_name):
+                layer.lower_dtype(adapter_name)
 
     # -- saving and loading ------------------------------------------------------------------------------------
 

@@ -142,7 +142,7 @@ def _name(base: nn.Module) -> str | None:
 
 def _settings(config: OIALRConfig, targets: set[str]) -> dict[str, Any]:
     """OIALR's own fields that differ from their defaults; `target_modules` only where the user chose them."""
-    own = {f.name for f in fields(OIALRConfig)} - {f.name for f in fields(PeftConfig)} - {"ranks"}
+    own = {f.name for f in fields(OIALRConfig)} - {f.name for f in fields(PeftConfig)} - {"ranks", "format_version"}
     default = OIALRConfig()
     changed = {name: getattr(config, name) for name in sorted(own) if getattr(config, name) != getattr(default, name)}
     if changed.get("target_modules") == targets:

@@ -198,6 +198,20 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             # are moved to the device of the base weight.
             self.get_base_layer()._parameters["weight"] = nn.Parameter(empty, requires_grad=False)
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Loading calls this once the tensors are filled. Their dtype stays: a detour over bf16 would round them."""
+        self._convert(adapter_name, device=device or self.base_weight.device)
+
+    def lower_dtype(self, adapter: str) -> None:
+        """Hold the adapter in the dtype of the base weight, for `autocast_adapter_dtype=False`."""
+        self._convert(adapter, device=self.base_weight.device, dtype=self.base_weight.dtype)
+
+    def _convert(self, adapter: str, **to: Any) -> None:
+        for store in (self.oialr_sigma, self.oialr_weight, self.oialr_u, self.oialr_vh):
+            tensor = cast(torch.Tensor, store[adapter]) if adapter in store else None
+            if tensor is not None and not tensor.is_meta:
+                tensor.data = tensor.data.to(**to)
+
     def enable_adapters(self, enabled: bool) -> None:
         if not enabled:
             self.check_base("disabling the adapter")

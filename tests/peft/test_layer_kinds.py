@@ -80,8 +80,9 @@ def test_every_order_of_contraction_gives_the_same_convolution(rows):
 
 @pytest.mark.parametrize("name", CONVS)
 @pytest.mark.parametrize("delay", [0, 2])
-def test_a_convolution_trains_is_cut_saved_and_loaded(name, delay, tmp_path, monkeypatch):
-    layer, x = CONVS[name]()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_convolution_trains_is_cut_saved_and_loaded(name, delay, dtype, tmp_path, monkeypatch):
+    layer, x = (part.to(dtype) for part in CONVS[name]())
     base = copy.deepcopy(layer)
     model = adapt(layer, delay=delay, keep_base_weights=True, **CUTS)
     full = model.base_model.ranks()["layer"]
@@ -93,6 +94,7 @@ def test_a_convolution_trains_is_cut_saved_and_loaded(name, delay, tmp_path, mon
     model.save_pretrained(tmp_path)
     monkeypatch.setattr(torch.linalg, "svd", lambda *a, **k: pytest.fail("loading ran an SVD"))
     loaded = PeftModel.from_pretrained(Wrapped(base), tmp_path)
+    assert loaded(x).dtype == dtype
     torch.testing.assert_close(loaded(x), model.eval()(x), rtol=0, atol=0)
 
 
@@ -223,9 +225,10 @@ def test_attention_comes_back_whole_when_unloaded(kind):
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 @pytest.mark.parametrize("kind", ["packed", "separate"])
-def test_attention_trains_is_cut_saved_and_loaded(kind, low_cpu_mem_usage, tmp_path):
-    layer = attention(**ATTENTION[kind])
-    base, inputs = copy.deepcopy(layer), attention_inputs(layer)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_trains_is_cut_saved_and_loaded(kind, dtype, low_cpu_mem_usage, tmp_path):
+    layer = attention(**ATTENTION[kind]).to(dtype)
+    base, inputs = copy.deepcopy(layer), tuple(x.to(dtype) for x in attention_inputs(layer))
     model = adapt(layer, delay=2, train_rest=True, **CUTS)
     train(model, inputs)
     assert all(rank < 12 for rank in model.base_model.ranks().values())
