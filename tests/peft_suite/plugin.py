@@ -67,7 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Results(config.getoption("--results")))
+    config.pluginmanager.register(Results(config.option.results))
 
 
 @pytest.hookimpl(wrapper=True)
