@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # glibc gives large buffers back to the system after every use; keeping them saves a fifth of a training step.
 KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: demo test test-slow test-peft lint card clean
+.PHONY: demo test test-slow test-peft test-lowest lint card clean
 
 demo: $(VENV)/.installed  ## the Autoformer example; DATA=path/to/ETTm2.csv.gz for the real series
 	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output outputs/demo
@@ -19,6 +19,12 @@ test-slow: $(VENV)/.installed
 
 test-peft: $(VENV)/.installed  ## PEFT's own custom-model suite over OIALRConfig, about a minute and a half
 	$(BIN)/python tests/peft_suite/run.py
+
+test-lowest:  ## registration, training, saving, loading and compressed checkpoints on the oldest supported versions
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[plots]" datasets pytest pytest-timeout
+	$(VENV)-lowest/bin/python -m pytest tests/peft tests/export tests/training/test_trainer.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
