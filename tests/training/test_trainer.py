@@ -234,12 +234,11 @@ def test_a_layer_with_non_finite_sigma_is_skipped_with_one_warning(mlp):
 
 def test_accelerate_loop_with_a_scheduler(tmp_path):
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
     from torch.utils.data import DataLoader
 
-    AcceleratorState._reset_state(True)  # an earlier test's bf16 would hold here too
     model = get_peft_model(tiny_llama(), OIALRConfig(**SETTINGS))
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    # The Trainer of transformers 4 leaves an earlier test's bf16 in the environment.
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision="no")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 5)
     model, optimizer, loader, schedule = accelerator.prepare(
