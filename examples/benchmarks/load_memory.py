@@ -3,9 +3,9 @@
     python load_memory.py --share 0.25 --output load_memory.json
 
 A BERT of base size is made at random, saved dense, and saved by `save_compressed` at the given share of the full rank.
-Each is loaded in fresh processes, in turn, and run once on eight tokens: weights are mapped from the file, and pages
-count only once they are read. The figure is the peak of the resident memory minus what the process held after its
-imports.
+Each is loaded in fresh processes, in turn. Weights are mapped from the file, and pages count only once they are read,
+so there are two figures: the peak after one forward over eight tokens, which reads eight rows of the embeddings, and
+the peak after every weight was read. Both are resident memory minus what the process held after its imports.
 """
 
 import json
@@ -38,8 +38,9 @@ before = status("VmRSS")
 model = transformers.BertModel.from_pretrained(sys.argv[1])
 with torch.no_grad():
     model(input_ids=torch.arange(8)[None])
-    sum(float(tensor.sum()) for tensor in model.state_dict().values())
-print(status("VmHWM") - before)
+first = status("VmHWM") - before
+sum(float(tensor.sum()) for tensor in model.state_dict().values())
+print(first, status("VmHWM") - before)
 """
 
 
@@ -52,10 +53,11 @@ class Settings:
     output: str = field(default="load_memory.json", metadata={"help": "Results file."})
 
 
-def peak(folder: Path) -> int:
-    """Returns the bytes that loading and one forward add to a fresh process at its peak."""
+def peaks(folder: Path) -> dict[str, int]:
+    """Returns the bytes that a fresh process takes at its peak, after one forward and after all weights were read."""
     command = [sys.executable, "-c", LOAD, str(folder)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    return dict(zip(("forward", "every_weight"), map(int, printed.split()), strict=True))
 
 
 def main() -> None:
@@ -67,14 +69,15 @@ def main() -> None:
         model.save_pretrained(folders["dense"])
         config = OIALRConfig(r=settings.share, init="lowrank")
         save_compressed(get_peft_model(model, config), folders["compressed"])
-        peaks: dict[str, list[int]] = {kind: [] for kind in folders}
+        found: dict[str, list[dict[str, int]]] = {kind: [] for kind in folders}
         for _ in tqdm(range(settings.repeats), desc="loads"):
             for kind, folder in folders.items():
-                peaks[kind].append(peak(folder))
+                found[kind].append(peaks(folder))
         sizes = {kind: (folder / "model.safetensors").stat().st_size for kind, folder in folders.items()}
-    ratios = [small / dense for small, dense in zip(peaks["compressed"], peaks["dense"], strict=True)]
+    pairs = list(zip(found["compressed"], found["dense"], strict=True))
+    ratios = {name: median(small[name] / dense[name] for small, dense in pairs) for name in pairs[0][0]}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    results = {"share": settings.share, "bytes_on_disk": sizes, "peak_bytes": peaks, "peak_ratio": median(ratios)}
+    results = {"share": settings.share, "bytes_on_disk": sizes, "peak_bytes": found, "peak_ratio": ratios}
     Path(settings.output).write_text(json.dumps({**results, "versions": versions}, indent=2))
     print(json.dumps(results, indent=2))
 
