@@ -171,8 +171,6 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             watch.end()
         super().delete_adapter(adapter_name)
 
-    # -- the base weight ---------------------------------------------------------------------------------------
-
     @property
     def base_weight(self) -> nn.Parameter:
         """The weight of the layer that is wrapped; empty once it was freed."""
@@ -242,8 +240,6 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         self._unmerged_weight = None
         self.merged_adapters.clear()
 
-    # -- forward -----------------------------------------------------------------------------------------------
-
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the base layer, in the dtype of x; under autocast in autocast's dtype."""
         names = [name for name in self.active_adapters if self.holds(name)]
@@ -281,8 +277,6 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
                 "OIALRConfig (`ranks=None`)."
             )
         self._unfilled.discard(adapter)
-
-    # -- loading -----------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Take ranks from the shapes that come in, before the dicts below are filled from the same state dict."""
