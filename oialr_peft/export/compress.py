@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +19,16 @@ from transformers import PreTrainedModel
 
 from ..cards import write_card
 from ..layers import MultiheadAttention, OIALRLayer, active_layers
+from .guard import is_compressed
 from .modules import two_weights
 from .quantizer import CompressedConfig, CompressedQuantizer, shape_like
+
+
+# Files of an earlier model, which would be loaded in the place of the new ones.
+_EARLIER = re.compile(
+    r"adapter_config\.json|adapter_model\.(safetensors|bin)"
+    r"|(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?"
+)
 
 
 def save_compressed(
@@ -36,12 +45,13 @@ def save_compressed(
     Args:
         model: a PEFT model around a transformers model, or a transformers model with an OIALR adapter.
         path: the folder; made if absent. What it holds of an earlier model is replaced, other files stay.
-        push_to_hub: upload the folder in one commit, after it was written. Default `False`.
+        push_to_hub: upload what was written in one commit, which also removes an earlier model's files from the
+            repository. Other files of the folder stay here. Default `False`.
         repo_id: name of the repository on the Hub; default the folder's name.
 
     Raises:
         TypeError: no active OIALR adapter, or not a transformers model.
-        ValueError: `path` is a file.
+        ValueError: `path` is a file, or tied weights of an encoder-decoder model were trained apart.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
@@ -55,19 +65,27 @@ def save_compressed(
     if not active_layers(base):
         raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    draft = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"  # not mkdtemp, whose folders are private
+    draft.mkdir()
     try:
         compressed(base).save_pretrained(draft)
         if (folder / "README.md").exists():
             shutil.copy(folder / "README.md", draft)
         write_card(model, draft, kind="compressed", repo_id=repo_id)
+        written = [file.name for file in draft.iterdir()]
         _move(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     if push_to_hub:
         api = HfApi()
         repository = api.create_repo(repo_id or folder.name, exist_ok=True).repo_id
-        api.upload_folder(folder_path=folder, repo_id=repository, commit_message="Upload compressed model")
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=repository,
+            commit_message="Upload compressed model",
+            allow_patterns=written,
+            delete_patterns=[name for name in api.list_repo_files(repository) if _EARLIER.fullmatch(name)],
+        )
 
 
 def compressed(base: PreTrainedModel) -> PreTrainedModel:
@@ -89,8 +107,19 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
         if f"{name}.bias" in tensors:
             tensors[f"{name}.up.bias"] = tensors.pop(f"{name}.bias")
     attention = [name for name, module in base.named_modules() if isinstance(module, MultiheadAttention)]
+    earlier: Any = getattr(base.config, "quantization_config", None)
+    if is_compressed(earlier):
+        layers = {**earlier.layers, **layers}  # the adapter factored the factors of a compressed model
+        attention = sorted({*earlier.attention, *attention})
     config = CompressedConfig(layers, attention)
     model = _empty_like(base)
+    if _parted(model, tensors):
+        model = _empty_like(base, tied=False)
+        if parted := _parted(model, tensors):
+            raise ValueError(
+                f"{type(base).__name__} ties '{parted[0]}' and '{parted[1]}' on loading, but they were trained apart, "
+                "so no checkpoint of this class holds both. Leave them out of `modules_to_save` and `target_modules`."
+            )
     shape_like(model, config)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
@@ -127,9 +156,24 @@ def _gains(layer: OIALRLayer, adapter: str) -> bool:
     return math.prod(groups) * layer.rank(adapter) * (rows + cols) < math.prod(layer.weight_shape)
 
 
-def _empty_like(base: PreTrainedModel) -> PreTrainedModel:
+def _parted(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Names of two tensors that `model` ties and that have different values by now, or one of them factors."""
+    model.tie_weights()
+    tied: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = tied.setdefault(id(parameter), name)
+        one, other = tensors.get(first), tensors.get(name)
+        if one is not other and (one is None or other is None or not torch.equal(one, other)):
+            return [first, name]
+    return []
+
+
+def _empty_like(base: PreTrainedModel, tied: bool = True) -> PreTrainedModel:
     config = copy.deepcopy(base.config)
     config.dtype = base.dtype
+    # Encoder-decoder models of the T5 family derive another forward from this field.
+    if not tied and not config.is_encoder_decoder:
+        config.tie_word_embeddings = config.get_text_config(decoder=True).tie_word_embeddings = False
     with torch.device("meta"):
         model: Any = type(base)(config)
         model = model.to(base.dtype)
@@ -142,12 +186,10 @@ def _move(draft: Path, folder: Path) -> None:
     """Files of the draft take the place of the folder's, weights before the config that names their layers."""
     if not folder.exists():
         os.replace(draft, folder)
-        folder.chmod(0o755)
         return
     names = sorted((file.name for file in draft.iterdir()), key=lambda name: name == "config.json")
     for old in folder.iterdir():
-        weights = old.name.startswith(("model", "pytorch_model", "adapter_")) and old.name not in names
-        if weights and old.suffix in (".safetensors", ".bin", ".json"):
+        if old.name not in names and _EARLIER.fullmatch(old.name):
             old.unlink()
     for name in names:
         os.replace(draft / name, folder / name)

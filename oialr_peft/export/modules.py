@@ -14,9 +14,19 @@ from transformers.pytorch_utils import Conv1D as TransformersConv1D
 class Factored(nn.Module):
     """Two layers instead of one: `down` to the rank, `up` to the outputs; the bias is on `up`."""
 
-    def __init__(self, down: nn.Module, up: nn.Module) -> None:
+    def __init__(self, down: nn.Module, up: nn.Module, kind: type[nn.Module] = nn.Linear) -> None:
         super().__init__()
         self.down, self.up = down, up
+        self.kind = kind  # of the layer it stands for
+
+    @property
+    def in_features(self) -> int:
+        """For code that asks a layer for its sizes, as Wav2Vec2's initialisation does."""
+        return cast(nn.Linear, self.down).in_features
+
+    @property
+    def out_features(self) -> int:
+        return cast(nn.Linear, self.up).out_features
 
     @property
     def weight(self) -> torch.Tensor:
@@ -38,11 +48,13 @@ def _linear(layer: nn.Linear, rank: int) -> Factored:
 
 def _conv1d(layer: Any, rank: int) -> Factored:
     rows, cols = layer.weight.shape  # stored (in, out)
-    return Factored(nn.Linear(rows, rank, bias=False), nn.Linear(rank, cols, bias=True))
+    return Factored(nn.Linear(rows, rank, bias=False), nn.Linear(rank, cols, bias=True), TransformersConv1D)
 
 
 def _conv(layer: Any, rank: int) -> Factored:
-    kind, inner = type(layer), rank * layer.groups
+    # Not the layer's own class: one that inherits the forward may take other arguments.
+    kind: Any = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+    inner = rank * layer.groups
     down = kind(
         layer.in_channels,
         inner,
@@ -54,7 +66,8 @@ def _conv(layer: Any, rank: int) -> Factored:
         bias=False,
         padding_mode=layer.padding_mode,
     )
-    return Factored(down, kind(inner, layer.out_channels, 1, groups=layer.groups, bias=layer.bias is not None))
+    up = kind(inner, layer.out_channels, 1, groups=layer.groups, bias=layer.bias is not None)
+    return Factored(down, up, kind)
 
 
 _BUILDERS: dict[type[nn.Module], Callable[[Any, int], Factored]] = {
@@ -93,7 +106,8 @@ def two_weights(base: nn.Module, left: torch.Tensor, right: torch.Tensor) -> tup
     if isinstance(base, TransformersConv1D):
         return left.mT, right.mT
     if isinstance(base, (nn.Conv1d, nn.Conv2d)):
-        down, up = right.reshape(-1, *base.weight.shape[1:]), left.reshape(-1, left.shape[-1])
+        kernel = (base.in_channels // base.groups, *base.kernel_size)  # the weight itself may have been freed
+        down, up = right.reshape(-1, *kernel), left.reshape(-1, left.shape[-1])
         return down, up.reshape(*up.shape, *(1 for _ in base.kernel_size))
     return right, left
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D as TransformersConv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..layers import MultiheadAttention
+from ..layers import MultiheadAttention, leave_fast_path
+from .files import check_files
 from .guard import METHOD
 from .modules import Factored, dense_weight, factored_like, full_rank
 
@@ -53,21 +55,24 @@ class CompressedQuantizer(HfQuantizer):
         Raises:
             ValueError: naming both versions.
         """
-        if (found := self.quantization_config.format_version) > FORMAT_VERSION:
+        found = self.quantization_config.format_version
+        if type(found) is not int or found > FORMAT_VERSION:
             raise ValueError(
-                f"This compressed model has format version {found}; this oialr_peft reads versions up to "
+                f"This compressed model has format version {found!r}; this oialr_peft reads versions up to "
                 f"{FORMAT_VERSION}. Upgrade it: `pip install -U oialr-peft`."
             )
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         shape_like(model, self.quantization_config)
+        check_files(kwargs.get("checkpoint_files"), {name: tensor.shape for name, tensor in _tensors(model).items()})
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         # transformers 5 marks what it loaded, and fills what was missing with random values and a note in the log.
-        marks = {name: getattr(tensor, "_is_hf_initialized", False) for name, tensor in _tensors(model).items()}
-        if any(marks.values()):
-            _refuse_missing([name for name, loaded in marks.items() if not loaded])
+        if not hasattr(HfQuantizer, "update_missing_keys"):
+            # What is still on the meta device is offloaded to disk; transformers puts what was missing elsewhere.
+            tensors = {name: tensor for name, tensor in _tensors(model).items() if not tensor.is_meta}
+            _refuse_missing([name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")])
         model.is_quantized = False  # type: ignore[assignment]  # it trains, casts and takes adapters like any other
         return model
 
@@ -78,9 +83,11 @@ class CompressedQuantizer(HfQuantizer):
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         """Every two-factor layer as one plain nn.Linear or convolution again."""
-        for name, module in list(model.named_modules()):
+        for name, module in reversed(list(model.named_modules())):  # children first
             if isinstance(module, Factored):
                 model.set_submodule(name, _plain(module))
+            elif isinstance(module, MultiheadAttention):
+                model.set_submodule(name, module.join())
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -110,12 +117,16 @@ def shape_like(model: nn.Module, config: CompressedConfig) -> None:
         if place is None:
             absent.append(name)
             continue
-        if not 1 <= rank <= full_rank(modules[place]):
+        if type(rank) is not int or not 1 <= rank <= full_rank(modules[place]):
             raise ValueError(
-                f"Layer '{name}' of the compressed model has rank {rank}; it must be from 1 to min(out, in) = "
+                f"Layer '{name}' of the compressed model has rank {rank!r}; it must be from 1 to min(out, in) = "
                 f"{full_rank(modules[place])}. Its config.json is damaged or belongs to another architecture."
             )
-        model.set_submodule(place, factored_like(modules[place], rank))
+        factored = factored_like(modules[place], rank)
+        model.set_submodule(place, factored)
+        # A model that was compressed, trained with a new adapter and compressed again has factored factors.
+        modules |= {f"{place}.down": factored.down, f"{place}.up": factored.up}
+    leave_fast_path(model)
     if len(absent) == len(config.layers) and absent:
         raise ValueError(
             f"{type(model).__name__} has none of the {len(absent)} layers of the compressed model, first "
@@ -146,14 +157,16 @@ def _find(modules: dict[str, nn.Module], model: nn.Module, name: str) -> str | N
 
 
 def _plain(factored: Factored) -> nn.Module:
-    """One layer with the weight of two; transformers' Conv1D comes back as nn.Linear, which is the same function."""
+    """One layer of the original kind with the weight of two."""
     down, up = factored.down, factored.up
     with torch.device("meta"):
-        if isinstance(down, nn.Linear):
-            layer: Any = nn.Linear(down.in_features, up.weight.shape[0], bias=up.bias is not None)  # type: ignore[index]
+        if factored.kind is TransformersConv1D:
+            layer: Any = TransformersConv1D(factored.out_features, factored.in_features)
+        elif factored.kind is nn.Linear:
+            layer = nn.Linear(factored.in_features, factored.out_features, bias=up.bias is not None)
         else:
             conv: Any = down
-            layer = type(conv)(
+            layer = factored.kind(
                 conv.in_channels,
                 up.weight.shape[0],  # type: ignore[index]
                 conv.kernel_size,
