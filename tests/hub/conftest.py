@@ -29,7 +29,9 @@ def hub():
 def pushed(hub, run_jobs, tmp_path_factory):
     """All that is pushed, in one process: (its folder, what the jobs returned)."""
     folder = tmp_path_factory.mktemp("pushed")
-    return folder, run_jobs(folder, "push", "push_over_an_edited_readme", "trainer", "fail")
+    return folder, run_jobs(
+        folder, "push", "push_compressed_over_an_adapter", "push_over_an_edited_readme", "trainer", "fail"
+    )
 
 
 @pytest.fixture(scope="session")

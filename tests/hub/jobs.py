@@ -51,6 +51,15 @@ def push(folder: Path) -> dict:
     return {"ranks": ranks}
 
 
+def push_compressed_over_an_adapter(folder: Path) -> None:
+    """As a user whose folder holds more than the model, into the repository that has had the adapter until now."""
+    model = trained(tiny_llama())
+    model.push_to_hub("me/replaced")
+    (folder / "work").mkdir()
+    (folder / "work" / ".env").write_text("SECRET=1")
+    save_compressed(model, folder / "work", push_to_hub=True, repo_id="me/replaced")
+
+
 def pull(folder: Path) -> dict:
     """Load what was pushed, in a process and a cache that know nothing: largest difference of logits by repository."""
     card = Path(HfApi().hf_hub_download("me/adapter", "README.md")).read_text()

@@ -34,6 +34,10 @@ def test_the_compressed_repository_holds_a_whole_small_model_and_its_card(hub, p
     assert "import oialr_peft" in files["README.md"].decode()
 
 
+def test_a_compressed_push_replaces_the_adapter_and_takes_nothing_else_along(hub, pushed):
+    assert set(hub.repos["me/replaced"]) == {"README.md", "config.json", "generation_config.json", "model.safetensors"}
+
+
 def test_a_readme_edited_on_the_hub_keeps_its_text(hub, pushed):
     text = hub.repos["me/edited"]["README.md"].decode()
     assert "# Mine\n\nMy words.\n" in text
