@@ -1,8 +1,10 @@
 """Plain transformers must not load a compressed checkpoint: it would warn and return random weights.
 
 `transformers_weights` in config.json names the weights file, and transformers stops with the name in the message if
-that is no file name. So config files of compressed models carry words there, which say what to install. With this
-package imported they are taken away when a config is read and put there when one is written.
+that is no file name. So config files of compressed models carry words there, which say what to install. Versions that
+do not know the field (4.49) look up `torch_dtype` in torch and stop with the words in its place; those that know the
+field take `dtype` instead. With this package imported the words are taken away when a config is read and put there
+when one is written.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from transformers import PretrainedConfig
 
 
 METHOD = "oialr"
-KEY = "transformers_weights"
+KEYS = ("transformers_weights", "torch_dtype")
 WORDS = "these weights need oialr_peft: `pip install oialr-peft`, then `import oialr_peft` before loading"
 
 
@@ -34,15 +36,15 @@ def install_guard() -> None:
     @classmethod
     @functools.wraps(read)
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        if is_compressed(config_dict.get("quantization_config")) and config_dict.get(KEY) == WORDS:
-            config_dict = {key: value for key, value in config_dict.items() if key != KEY}
+        if is_compressed(config_dict.get("quantization_config")):
+            config_dict = {key: value for key, value in config_dict.items() if key not in KEYS or value != WORDS}
         return read(cls, config_dict, **kwargs)
 
     @functools.wraps(write)
     def to_dict(self) -> dict[str, Any]:
         output = write(self)
         if is_compressed(output.get("quantization_config")):
-            output[KEY] = WORDS
+            output |= dict.fromkeys(KEYS, WORDS)
         return output
 
     to_dict._oialr_guard = True  # type: ignore[attr-defined]
