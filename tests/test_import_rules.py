@@ -27,6 +27,7 @@ LEVELS = {
     "updater": 5,
     "callback": 6,
     "registry": 6,
+    "cli": 7,
     "__init__": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

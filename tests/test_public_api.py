@@ -6,7 +6,7 @@ import pytest
 
 import oialr_peft
 from oialr_peft import analysis, cards, schedule, svd
-from oialr_peft.analysis import plots, trace
+from oialr_peft.analysis import plan, plan_table, plots, speed, trace
 
 
 def test_names():
@@ -16,7 +16,7 @@ def test_names():
         oialr_peft.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("module", [oialr_peft, svd, schedule, analysis, cards, plots, trace])
+@pytest.mark.parametrize("module", [oialr_peft, svd, schedule, analysis, cards, plan, plan_table, plots, speed, trace])
 def test_public_functions_and_classes_are_documented(module):
     public = [getattr(module, name) for name in getattr(module, "__all__", vars(module)) if not name.startswith("_")]
     public = [item for item in public if inspect.isclass(item) or inspect.isfunction(item)]

@@ -1,1 +1,1 @@
-"""Traces of a run and plots of them. They read and write files, never live models."""
+"""Traces of a run and plots of them, from files; plans of a run, from a config. Never live models."""

@@ -1,7 +1,7 @@
 """Several processes: who computes which SVD, sending the results, keeping DDP's reducer true."""
 
 from .check import digest
-from .plan import assign_owners, svd_cost
+from .plan import assign_owners, rounds, svd_cost
 from .processes import Piece, Processes
 from .reducer import ReducerKeeper
 from .sharding import is_sharded, set_block, whole
@@ -16,6 +16,7 @@ __all__ = [
     "digest",
     "is_sharded",
     "refuse_unsupported",
+    "rounds",
     "set_block",
     "svd_cost",
     "whole",

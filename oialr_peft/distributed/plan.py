@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 
 
+_PIECES_A_ROUND = 4  # per process: enough to balance, few enough to hold
+
+
 def svd_cost(shape: tuple[int, ...]) -> int:
     """Relative cost of the SVD of a matrix (rows, cols), or of several (groups, rows, cols): rows x cols x min."""
     return math.prod(shape) * min(shape[-2:])
@@ -23,3 +26,10 @@ def assign_owners(costs: Sequence[int], processes: int) -> list[int]:
         loads[owner] += costs[piece]
         owners[piece] = owner
     return owners
+
+
+def rounds(costs: Sequence[int], processes: int) -> list[list[int]]:
+    """The pieces of work by round, dearest first; the rotations of one round are held at the same time."""
+    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
+    width = _PIECES_A_ROUND * processes if processes > 1 else 1
+    return [order[start : start + width] for start in range(0, len(order), width)]

@@ -9,11 +9,10 @@ import torch
 import torch.distributed as dist
 
 from ..svd import Rotation, working_dtype
-from .plan import assign_owners, svd_cost
+from .plan import assign_owners, rounds, svd_cost
 
 
 _FAILED = -1
-_PIECES_A_ROUND = 4  # per process: enough to balance, few enough to hold
 
 
 class Piece(NamedTuple):
@@ -46,10 +45,7 @@ class Processes:
         """
         costs = [svd_cost(tuple(piece.shape)) for piece in pieces]
         owners = assign_owners(costs, self.size)
-        order = sorted(range(len(pieces)), key=lambda i: (-costs[i], i))
-        width = _PIECES_A_ROUND * self.size if self.several else 1
-        for start in range(0, len(order), width):
-            chosen = order[start : start + width]
+        for chosen in rounds(costs, self.size):
             yield from self._round([pieces[i] for i in chosen], [owners[i] for i in chosen])
 
     def _round(self, pieces: list[Piece], owners: list[int]) -> Iterator[tuple[Piece, Rotation | None]]:
