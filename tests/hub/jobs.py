@@ -40,7 +40,7 @@ def trained(base):
 
 
 def push(folder: Path) -> dict:
-    """Push a base, an adapter trained on it, the two compressed and merged; leave the adapter's logits in the folder."""
+    """Push a base, an adapter trained on it, the two compressed and merged; leave the adapter's logits."""
     tiny_llama().push_to_hub("me/base")
     model = trained(LlamaForCausalLM.from_pretrained("me/base"))
     model.push_to_hub("me/adapter", tags=["of-the-user"])

@@ -1,8 +1,9 @@
 """A pytest plugin that puts OIALRConfig in the place of the configurations of PEFT's custom-model suite.
 
 The suite's modules are imported unchanged; only the lists that its tests are parametrised with get other rows. Tests
-that do not run over a configuration class, or over one of the other methods named in the test itself, are deselected:
-they say nothing about OIALR.
+that do not run over a configuration class are deselected: they name a method in their body and say nothing about
+OIALR. So are five that list classes of their own: one makes LoRA adapters whatever the class, four are about PEFT's tables of
+default targets, which OIALR does without.
 """
 
 from __future__ import annotations
@@ -61,6 +62,12 @@ ROWS: dict[str, list[Any]] = {
     ],
 }
 
+# Tests of every method that adds adapters later, with lists of classes of their own.
+OWN_LISTS = (
+    "test_multiple_adapters_mixed_modules_to_save",
+    "test_multiple_adapters_mixed_modules_to_save_order_switched",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, required=True, help="JSON file for the outcome of every test")
@@ -76,6 +83,9 @@ def pytest_pycollect_makemodule(module_path: Path):
     if module_path.name == SUITE:
         for name, rows in ROWS.items():
             getattr(module.obj, name)[:] = rows  # in place: the decorators hold the same lists
+        for test in OWN_LISTS:
+            (mark,) = getattr(module.obj.TestPeftCustomModel, test).pytestmark
+            mark.args[1][:] = [OIALRConfig]
         _accept_the_suites_input(module.obj.ModelConv1DKernel1)
     return module
 
