@@ -2,8 +2,8 @@
 
 The suite's modules are imported unchanged; only the lists that its tests are parametrised with get other rows. Tests
 that do not run over a configuration class are deselected: they name a method in their body and say nothing about
-OIALR. So are five that list classes of their own: one makes LoRA adapters whatever the class, four are about PEFT's tables of
-default targets, which OIALR does without.
+OIALR. So are five that list classes of their own: one makes LoRA adapters whatever the class, four are about PEFT's
+tables of default targets, which OIALR does without.
 """
 
 from __future__ import annotations
