@@ -52,6 +52,13 @@ class OIALRCallback(TrainerCallback, ExportableState):
         if self.updater.steps == 0 and self.trace is not None:
             Path(self.trace).unlink(missing_ok=True)  # a new run; lines of an earlier one would stay in front
         self._warn_if_too_short(state)
+        if getattr(args, "fsdp", None) and not self.updater.sharded:
+            warnings.warn(
+                "The Trainer was asked for FSDP but does not shard this model: with `use_cpu` transformers runs DDP "
+                "instead. Every process holds the whole model.",
+                OIALRWarning,
+                stacklevel=2,
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.updater is None:

@@ -60,16 +60,17 @@ class OIALRUpdater:
                 f"{type(model).__name__} has no active OIALR adapter. Make one with "
                 "`get_peft_model(model, OIALRConfig())` before training, or leave the OIALR callback or updater away."
             )
+        if self.processes.several:
+            refuse_unsupported(model, self.optimizer)
         adapter = self.layers[0][2]
         self.config = _config_of(model, adapter)
         self.carrier = MomentCarrier(self.optimizer, self.config.moments)
         self._watch = next((watch for _, layer, _ in self.layers if (watch := layer.watches.get(adapter))), None)
         self._check_optimizer()
         self._keeper: ReducerKeeper | None = None
-        if self.processes.several:
-            refuse_unsupported(model, self.optimizer)
-            if not any(map(is_sharded, self._parameters().values())):
-                self._keeper = ReducerKeeper(model, self._parameters(), ("oialr_u", "oialr_vh"))
+        self.sharded = any(map(is_sharded, self._parameters().values()))
+        if self.processes.several and not self.sharded:
+            self._keeper = ReducerKeeper(model, self._parameters(), ("oialr_u", "oialr_vh"))
 
     def _facts(self) -> dict[str, Any]:
         """What must be the same on all processes."""

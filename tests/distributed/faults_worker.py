@@ -145,6 +145,16 @@ def sharded_while_dense() -> dict:
     return {}
 
 
+def fully_sharded_1() -> dict:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(
+        get_peft_model(MLP(), config()), use_orig_params=True, device_id=torch.device("cpu")
+    )
+    OIALRUpdater(model, torch.optim.AdamW(model.parameters()))
+    return {}
+
+
 def tensor_parallel() -> dict:
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
@@ -166,6 +176,7 @@ FAULTS = (
     wrapped_before_the_adapter,
     not_wrapped,
     sharded_while_dense,
+    fully_sharded_1,
     tensor_parallel,
 )
 

@@ -3,12 +3,13 @@
 import json
 import time
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.analysis.plots import plot_ranks
@@ -292,3 +293,10 @@ def test_an_mlp_trains_in_a_plain_loop_that_keeps_the_old_loss_alive():
         updater.step()
         optimizer.zero_grad(set_to_none=False)
     assert sum(updater.state_dict().values()) == 4
+
+
+def test_fsdp_that_the_trainer_does_not_do_is_told(mlp):
+    model = get_peft_model(mlp, OIALRConfig())
+    parts = {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
+    with pytest.warns(OIALRWarning, match="asked for FSDP but does not shard this model"):
+        OIALRCallback().on_train_begin(SimpleNamespace(fsdp="full_shard"), TrainerState(max_steps=1000), None, **parts)
