@@ -72,6 +72,20 @@ def sigma_off_by_a_little() -> dict:
     return {"alike": alike(wrapped), "ranks": [layer.rank(a) for _, layer, a in updater.layers]}
 
 
+def static_graph_and_bucket_views() -> dict:
+    """DDP's options survive the reducers that are made anew; its own forward hooks too."""
+    torch.manual_seed(0)
+    model = get_peft_model(MLP(), config())
+    wrapped = DistributedDataParallel(model, static_graph=True, gradient_as_bucket_view=True)
+    calls = []
+    wrapped.register_forward_hook(lambda *_: calls.append(1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    updater = OIALRUpdater(wrapped, optimizer, check=True)
+    cuts = [bool(report and report.changed) for report in (step(wrapped, optimizer, updater) for _ in range(10))]
+    kept = wrapped.static_graph and wrapped.gradient_as_bucket_view and len(calls) == 10
+    return {"alike": alike(wrapped), "cuts": sum(cuts), "kept": kept}
+
+
 def svd_fails_on_one_process() -> dict:
     wrapped, optimizer, updater = make()
     if dist.get_rank() == 1:
@@ -168,6 +182,7 @@ def tensor_parallel() -> dict:
 FAULTS = (
     nan_on_one_process,
     sigma_off_by_a_little,
+    static_graph_and_bucket_views,
     svd_fails_on_one_process,
     drift_is_noticed,
     different_configs,

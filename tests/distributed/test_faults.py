@@ -45,3 +45,10 @@ def test_a_sigma_that_drifted_is_the_owners_again_after_an_update(outcomes):
     for outcome in outcomes["sigma_off_by_a_little"]:
         assert outcome["alike"]
         assert max(outcome["ranks"]) <= 12
+
+
+def test_ddps_options_and_hooks_survive_the_cuts(outcomes):
+    for outcome in outcomes["static_graph_and_bucket_views"]:
+        assert outcome["alike"]
+        assert outcome["cuts"] >= 2
+        assert outcome["kept"]

@@ -134,3 +134,26 @@ def test_the_last_complete_checkpoint_is_the_newest_that_was_written_to_its_end(
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_disk_that_fills_up_while_saving_costs_one_checkpoint(tmp_path, monkeypatch):
+    whole = trainer(str(tmp_path / "whole"))
+    whole.train()
+    folder, calls, save = tmp_path / "full", [], torch.save
+
+    def full(data, path, *args, **kwargs):
+        calls.append(path)
+        if "checkpoint-16" in str(path):
+            raise OSError(28, "No space left on device")
+        return save(data, path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            trainer(str(folder), save_strategy="steps", save_steps=8).train()
+    assert (folder / "checkpoint-16" / "adapter_model.safetensors").exists()
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-8")
+    again = trainer(str(folder))
+    again.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
