@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from oialr_peft import OIALRConfig, OIALRUpdater, rank_report
 from tests.peft.test_adapter import disturb
@@ -95,6 +96,20 @@ def test_a_convolution_trains_is_cut_saved_and_loaded(name, delay, dtype, tmp_pa
     monkeypatch.setattr(torch.linalg, "svd", lambda *a, **k: pytest.fail("loading ran an SVD"))
     loaded = PeftModel.from_pretrained(Wrapped(base), tmp_path)
     assert loaded(x).dtype == dtype
+    torch.testing.assert_close(loaded(x), model.eval()(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(12, 16), lambda: Conv1D(16, 12)], ids=["linear", "conv1d of gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_a_linear_layer_trains_is_cut_saved_and_loaded(make, dtype, low_cpu_mem_usage, tmp_path):
+    layer, x = make().to(dtype), torch.randn(5, 12, dtype=dtype)
+    base = copy.deepcopy(layer)
+    model = adapt(layer, **CUTS)
+    train(model, (x,))
+    assert model.base_model.ranks()["layer"] < 12
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(Wrapped(base), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
     torch.testing.assert_close(loaded(x), model.eval()(x), rtol=0, atol=0)
 
 
