@@ -11,7 +11,7 @@ demo: $(VENV)/.installed  ## the Autoformer example; DATA=path/to/ETTm2.csv.gz f
 	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output outputs/demo
 	@echo "Table above; figures, models and traces in outputs/demo (ranks.png, results.json)."
 
-test: $(VENV)/.installed  ## the suite, about three minutes on two cores
+test: $(VENV)/.installed  ## the suite, about six minutes on two cores
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.installed
