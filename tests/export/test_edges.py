@@ -154,6 +154,7 @@ def test_an_adapter_that_transformers_added(tmp_path):
     assert not (tmp_path / "adapter_config.json").exists()
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="not run: transformers 4 opens files before it asks us")
 @pytest.mark.parametrize("bytes_left", [0, 3000, -100])
 def test_a_cut_off_file_is_named(bytes_left, tmp_path):
     compressed(tiny_bert(), tmp_path)
