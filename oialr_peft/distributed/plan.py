@@ -21,7 +21,7 @@ def assign_owners(costs: Sequence[int], processes: int) -> list[int]:
     are many pieces. Ties go to the earlier piece and the lower process.
     """
     loads, owners = [0] * processes, [0] * len(costs)
-    for piece in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+    for piece in _dearest_first(costs):
         owner = min(range(processes), key=lambda p: (loads[p], p))
         loads[owner] += costs[piece]
         owners[piece] = owner
@@ -30,6 +30,10 @@ def assign_owners(costs: Sequence[int], processes: int) -> list[int]:
 
 def rounds(costs: Sequence[int], processes: int) -> list[list[int]]:
     """The pieces of work by round, dearest first; the rotations of one round are held at the same time."""
-    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
+    order = _dearest_first(costs)
     width = _PIECES_A_ROUND * processes if processes > 1 else 1
     return [order[start : start + width] for start in range(0, len(order), width)]
+
+
+def _dearest_first(costs: Sequence[int]) -> list[int]:
+    return sorted(range(len(costs)), key=lambda i: (-costs[i], i))

@@ -43,7 +43,7 @@ class Processes:
         Raises:
             RuntimeError: on all processes, when computing failed on one of them.
         """
-        costs = [svd_cost(tuple(piece.shape)) for piece in pieces]
+        costs = [svd_cost(piece.shape) for piece in pieces]
         owners = assign_owners(costs, self.size)
         for chosen in rounds(costs, self.size):
             yield from self._round([pieces[i] for i in chosen], [owners[i] for i in chosen])
@@ -73,10 +73,10 @@ class Processes:
         Raises:
             RuntimeError, or `error` itself on the process that has it.
         """
-        everyone: list[Any] = [(None if error is None else f"{type(error).__name__}: {error}", facts)]
+        mine = (None if error is None else f"{type(error).__name__}: {error}", facts)
+        everyone: list[Any] = [mine] * self.size
         if self.several:
-            everyone = [None] * self.size
-            dist.all_gather_object(everyone, (None if error is None else f"{type(error).__name__}: {error}", facts))
+            dist.all_gather_object(everyone, mine)
         if error is not None:
             raise error
         for process, (message, other) in enumerate(everyone):
