@@ -17,7 +17,7 @@ from torch import nn
 from ..config import OIALRConfig
 from ..layers import OIALRLayer, active_layers
 from ..report import rank_report
-from ..svd import factor_shapes
+from ..svd import factored_size, two_factor_size
 
 
 Kind = Literal["adapter", "compressed"]
@@ -122,9 +122,9 @@ def _layer(name: str, layer: OIALRLayer, adapter: str, kind: Kind) -> LayerFacts
     held = dense
     if layer.is_factored(adapter):
         rank = layer.rank(adapter)
-        u, sigma, vh = map(math.prod, factor_shapes(layer.matrix_shape, rank))
-        held = u + sigma + vh
-        if kind == "compressed" and (held := u + vh) >= dense:
+        size = factored_size if kind == "adapter" else two_factor_size
+        held = size(layer.matrix_shape, rank)
+        if kind == "compressed" and held >= dense:
             rank, held = None, dense
     return LayerFacts(name, tuple(layer.weight_shape), rank, layer.full_rank, held, dense)
 

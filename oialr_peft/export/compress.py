@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ..cards import write_card
 from ..layers import MultiheadAttention, OIALRLayer, active_layers
+from ..svd import two_factor_size
 from .guard import is_compressed
 from .modules import two_weights
 from .quantizer import CompressedConfig, CompressedQuantizer, shape_like
@@ -152,8 +153,7 @@ def plain_tensors(base: nn.Module) -> dict[str, torch.Tensor]:
 
 def _gains(layer: OIALRLayer, adapter: str) -> bool:
     """Whether two factors hold fewer values than the dense weight."""
-    *groups, rows, cols = layer.matrix_shape
-    return math.prod(groups) * layer.rank(adapter) * (rows + cols) < math.prod(layer.weight_shape)
+    return two_factor_size(layer.matrix_shape, layer.rank(adapter)) < math.prod(layer.weight_shape)
 
 
 def _parted(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> list[str]:

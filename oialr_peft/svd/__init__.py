@@ -1,7 +1,7 @@
 """The maths of OIALR: tensors in, tensors out. No torch.nn, no PEFT, no torch.distributed."""
 
 from .contraction import cheapest_order, contract, forward_multiplications
-from .factors import Factors, factor_shapes, factored_size, orthonormality_error, working_dtype
+from .factors import Factors, factor_shapes, factored_size, orthonormality_error, two_factor_size, working_dtype
 from .rank import RankRule, floor_rank, select_rank
 from .rotation import Rotation, decompose, rotate, rotate_lowrank
 
@@ -21,5 +21,6 @@ __all__ = [
     "rotate",
     "rotate_lowrank",
     "select_rank",
+    "two_factor_size",
     "working_dtype",
 ]
