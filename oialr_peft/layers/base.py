@@ -255,10 +255,23 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         if adapter in self._unfilled:
             self._check_filled(adapter)
         if torch.is_autocast_enabled(x.device.type):
-            return self._adapted(x, adapter)
-        return self._adapted(self._cast_input_dtype(x, parameter.dtype), adapter).to(x.dtype)
+            return self._adapted(x, adapter, torch.get_autocast_dtype(x.device.type))
+        return self._adapted(x, adapter, parameter.dtype).to(x.dtype)
 
-    def _adapted(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
+    def _adapted(self, x: torch.Tensor, adapter: str, dtype: torch.dtype) -> torch.Tensor:
+        """The forward in `dtype`. All is cast here: autocast does not reach into the backward of our own functions."""
+        bias = cast(torch.Tensor | None, self.get_base_layer().bias)
+        bias = None if bias is None else bias.to(dtype)
+        if not self.is_factored(adapter):
+            return self._dense(x.to(dtype), self.oialr_weight[adapter].to(dtype), bias)
+        return self._factored(x.to(dtype), Factors(*(part.to(dtype) for part in self.factors(adapter))), bias)
+
+    def _dense(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The layer with a dense `weight`."""
+        raise NotImplementedError
+
+    def _factored(self, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
+        """The layer by its factors, in the cheapest order."""
         raise NotImplementedError
 
     def _only(self, names: list[str]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.grad import conv1d_input, conv2d_input
 
-from ..svd import cheapest_order
+from ..svd import Factors, cheapest_order, rebuild
 from .base import OIALRLayer
 
 
@@ -19,10 +21,11 @@ class Conv(OIALRLayer):
 
     With rows = out / groups and cols = in / groups * prod(window): u (rows, rank) @ sigma @ vh (rank, cols), with a
     leading dimension of size `groups` where there are several; they share one rank. The forward is a convolution with
-    vh as its kernel and `rank` channels per group, then convolutions of window 1 with sigma and u.
+    vh as its kernel and `rank` channels per group, then one of window 1 with u @ sigma.
     """
 
-    pointwise: Callable[..., torch.Tensor]
+    convolve: Callable[..., torch.Tensor]
+    input_gradient: Callable[..., torch.Tensor]
 
     @staticmethod
     def matrix_shape_of(layer: nn.Module) -> tuple[int, ...]:
@@ -39,40 +42,105 @@ class Conv(OIALRLayer):
     def out_features(self) -> int:
         return cast(nn.Conv2d, self.get_base_layer()).out_channels
 
-    def _adapted(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
-        conv = cast(Any, self.get_base_layer())
-        kernels = self._kernels(x, adapter) if self.is_factored(adapter) else [self.oialr_weight[adapter]]
-        biases = [*(None for _ in kernels[1:]), None if conv.bias is None else conv.bias.to(x.dtype)]
-        y = conv._conv_forward(x, kernels[0], biases[0])
-        for kernel, bias in zip(kernels[1:], biases[1:], strict=True):
-            y = type(self).pointwise(y, kernel, bias, groups=conv.groups)
-        return y
+    def _dense(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return cast(Any, self.get_base_layer())._conv_forward(x, weight, bias)
 
-    def _kernels(self, x: torch.Tensor, adapter: str) -> list[torch.Tensor]:
-        """The kernels of the cheapest way through the factors; the first has the layer's window, the others 1."""
-        u, sigma, vh = self.factors(adapter)
-        conv = cast(nn.Conv2d, self.get_base_layer())
+    def _factored(self, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
+        u, sigma, vh = factors
+        conv = cast(Any, self.get_base_layer())
         positions = x.numel() // conv.in_channels // math.prod(conv.stride)
-        order = cheapest_order(positions, vh.shape[-1], sigma.shape[-1], u.shape[-2])
-        matrices = {
-            "chain": [vh, sigma, u],
-            "fold_left": [sigma @ vh, u],
-            "fold_right": [vh, u @ sigma],
-            "rebuild": [u @ sigma @ vh],
-        }[order]
-        window = self.weight_shape[1:]
-        first, *others = (matrix.reshape(-1, matrix.shape[-1]) for matrix in matrices)
-        ones = (1,) * (len(window) - 1)
-        return [first.reshape(-1, *window), *(other.reshape(*other.shape, *ones) for other in others)]
+        if cheapest_order(positions, vh.shape[-1], sigma.shape[-1], u.shape[-2]) == "rebuild":
+            return self._dense(x, rebuild(u, sigma, vh).reshape(self.weight_shape), bias)
+        padding = conv.padding
+        if conv.padding_mode != "zeros" or isinstance(padding, str):
+            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+            x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), 0
+        maps = ConvMaps(type(self), self.weight_shape[2:], conv.stride, padding, conv.dilation, conv.groups)
+        if x.dim() == len(self.weight_shape):
+            return FactoredConv.apply(x, u, sigma, vh, bias, maps)[0]
+        return FactoredConv.apply(x.unsqueeze(0), u, sigma, vh, bias, maps)[0].squeeze(0)
 
 
 class Conv1d(Conv):
     """nn.Conv1d; see `Conv`."""
 
-    pointwise = staticmethod(F.conv1d)
+    convolve = staticmethod(F.conv1d)
+    input_gradient = staticmethod(conv1d_input)
 
 
 class Conv2d(Conv):
     """nn.Conv2d; see `Conv`."""
 
-    pointwise = staticmethod(F.conv2d)
+    convolve = staticmethod(F.conv2d)
+    input_gradient = staticmethod(conv2d_input)
+
+
+@dataclass(frozen=True)
+class ConvMaps:
+    """A convolution as two linear maps, by matrices ([groups,] out, in): over the window, and of window 1."""
+
+    kind: type[Conv]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Any
+    dilation: tuple[int, ...]
+    groups: int
+
+    def over_window(self, x: torch.Tensor, vh: torch.Tensor) -> torch.Tensor:
+        """x (batch, in, *size) to (batch, groups * rank, *positions)."""
+        return self.kind.convolve(x, self._kernel(vh), None, self.stride, self.padding, self.dilation, self.groups)
+
+    def over_window_back(self, g: torch.Tensor, vh: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """The gradient of `over_window` with respect to an x of this size."""
+        return self.kind.input_gradient(
+            size, self._kernel(vh), g, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def pointwise(self, x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`matrix` applied to the channels of x (batch, channels, *positions), group by group."""
+        kernel = matrix.reshape(-1, matrix.shape[-1], *(1 for _ in self.window))
+        return self.kind.convolve(x, kernel, bias, groups=self.groups)
+
+    def outer(self, g: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        """g hᵀ ([groups,] rank, rank), summed over batch and positions."""
+        g, h = (part.unflatten(1, (self.groups, -1)).flatten(3) for part in (g, h))
+        product = torch.einsum("ngip,ngjp->gij", g, h)
+        return product if self.groups > 1 else product.squeeze(0)
+
+    def _kernel(self, vh: torch.Tensor) -> torch.Tensor:
+        return vh.reshape(-1, vh.shape[-1] // math.prod(self.window), *self.window)
+
+
+class FactoredConv(torch.autograd.Function):
+    """(y, h) of x, u, sigma, vh, a bias and `ConvMaps`; `svd.FactoredLinear` for convolutions.
+
+    Autograd's convolution keeps its input for the gradient of the kernel, frozen or not. Here h (batch, groups * rank,
+    *positions) is all that is kept.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, u, sigma, vh, bias, maps):
+        h = maps.over_window(x, vh)
+        return maps.pointwise(h, u @ sigma, bias), h
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, u, sigma, vh, _, maps = inputs
+        ctx.save_for_backward(u, sigma, vh, output[1])
+        ctx.size, ctx.maps = x.shape, maps
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, dy, dh):  # pyright: ignore[reportIncompatibleMethodOverride]
+        u, sigma, vh, h = ctx.saved_tensors
+        maps, dsigma, dbias = ctx.maps, None, None
+        if dy is not None:
+            g = maps.pointwise(dy, u.mT)
+            dsigma = maps.outer(g, h)
+            through = maps.pointwise(g, sigma.mT)
+            dh = through if dh is None else dh + through
+            dbias = dy.transpose(0, 1).flatten(1).sum(1) if ctx.needs_input_grad[4] else None
+        dx = maps.over_window_back(dh, vh, ctx.size) if ctx.needs_input_grad[0] and dh is not None else None
+        return dx, None, dsigma, None, dbias, None

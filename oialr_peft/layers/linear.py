@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 
-from ..svd import contract
+from ..svd import Factors
 from .base import OIALRLayer
+from .product import linear
 
 
 class Linear(OIALRLayer):
@@ -38,15 +37,14 @@ class Linear(OIALRLayer):
             matrix = u.float() @ matrix @ vh.float()
         return matrix - base.detach().float()
 
-    def _adapted(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
-        bias = cast(torch.Tensor | None, self.get_base_layer().bias)
-        if not self.is_factored(adapter):
-            weight = self.oialr_weight[adapter]
-            bias = None if bias is None else bias.to(x.dtype)
-            return F.linear(x, weight.T if self.input_first else weight, bias)
-        u, sigma, vh = self.factors(adapter)
-        y = contract(x, u, sigma, vh) if self.input_first else contract(x, vh.T, sigma.T, u.T)
-        return y if bias is None else y + bias.to(y.dtype)
+    def _dense(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(x, weight.T if self.input_first else weight, bias)
+
+    def _factored(self, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
+        u, sigma, vh = factors
+        if self.input_first:
+            return linear(x, vh.T, sigma.T, u.T, bias)
+        return linear(x, u, sigma, vh, bias)
 
 
 class Conv1D(Linear):
