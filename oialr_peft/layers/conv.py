@@ -14,6 +14,7 @@ from torch.nn.grad import conv1d_input, conv2d_input
 
 from ..svd import Factors, cheapest_order, rebuild
 from .base import OIALRLayer
+from .product import transformed
 
 
 class Conv(OIALRLayer):
@@ -56,9 +57,12 @@ class Conv(OIALRLayer):
             mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
             x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), 0
         maps = ConvMaps(type(self), self.weight_shape[2:], conv.stride, padding, conv.dilation, conv.groups)
-        if x.dim() == len(self.weight_shape):
-            return FactoredConv.apply(x, u, sigma, vh, bias, maps)[0]
-        return FactoredConv.apply(x.unsqueeze(0), u, sigma, vh, bias, maps)[0].squeeze(0)
+        batch = x if x.dim() == len(self.weight_shape) else x.unsqueeze(0)
+        if transformed():
+            y = maps.pointwise(maps.over_window(batch, vh), u @ sigma, bias)
+        else:
+            y = FactoredConv.apply(batch, u, sigma, vh, bias, maps)[0]
+        return y if batch is x else y.squeeze(0)
 
 
 class Conv1d(Conv):
@@ -118,19 +122,13 @@ class FactoredConv(torch.autograd.Function):
     *positions) is all that is kept.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x, u, sigma, vh, bias, maps):
+    def forward(ctx, x, u, sigma, vh, bias, maps):
         h = maps.over_window(x, vh)
-        return maps.pointwise(h, u @ sigma, bias), h
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, u, sigma, vh, _, maps = inputs
-        ctx.save_for_backward(u, sigma, vh, output[1])
+        ctx.save_for_backward(u, sigma, vh, h)
         ctx.size, ctx.maps = x.shape, maps
         ctx.set_materialize_grads(False)
+        return maps.pointwise(h, u @ sigma, bias), h
 
     @staticmethod
     def backward(ctx, dy, dh):  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -18,7 +18,17 @@ def linear(
     batch = x.numel() // x.shape[-1] if x.shape[-1] else 0
     if cheapest_order(batch, vh.shape[1], sigma.shape[0], u.shape[0]) == "rebuild":
         return F.linear(x, rebuild(u, sigma, vh), bias)
+    if transformed():
+        return F.linear(F.linear(F.linear(x, vh), sigma), u, bias)
     return FactoredLinear.apply(x, u, sigma, vh, bias)[0]
+
+
+def transformed() -> bool:
+    """Whether torch.func's transforms are at work, which take no Function whose forward has the context.
+
+    The form that they take is looked at by `inspect` in every call, for as long as three small products last.
+    """
+    return torch._C._are_functorch_transforms_active()
 
 
 class FactoredLinear(torch.autograd.Function):
@@ -29,20 +39,14 @@ class FactoredLinear(torch.autograd.Function):
     the sake of second derivatives, which find its graph that way.
     """
 
-    generate_vmap_rule = True  # for per-sample gradients
-
     @staticmethod
-    def forward(x, u, sigma, vh, bias):
+    def forward(ctx, x, u, sigma, vh, bias):
         h = F.linear(x, vh)
+        ctx.save_for_backward(u, sigma, vh, h)
+        ctx.set_materialize_grads(False)
         if _folds(h, u.shape[0]):
             return F.linear(h, u @ sigma, bias), h
         return F.linear(F.linear(h, sigma), u, bias), h
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, u, sigma, vh, _ = inputs
-        ctx.save_for_backward(u, sigma, vh, output[1])
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, dy, dh):  # pyright: ignore[reportIncompatibleMethodOverride]

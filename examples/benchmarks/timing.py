@@ -1,0 +1,64 @@
+"""Timing methods side by side, and what is noted with every result."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import peft
+import torch
+import transformers
+from tqdm.auto import tqdm
+
+
+def interleave(runs: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Returns the seconds of every run by name; all of them once per round, in an order that shifts by one.
+
+    Two rounds before the first that counts let caches, allocators and optimizer state settle.
+    """
+    names, seconds = list(runs), {name: [] for name in runs}
+    for number in tqdm(range(rounds + 2), desc="rounds", leave=False):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            began = _now(device)
+            runs[name]()
+            if number >= 2:
+                seconds[name].append(_now(device) - began)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str, *others: str) -> float:
+    """The median over the rounds of the time of `name` against the fastest of `others` in the same round."""
+    rivals = zip(*(seconds[other] for other in others), strict=True)
+    return median(own / min(rival) for own, rival in zip(seconds[name], rivals, strict=True))
+
+
+def write(output: str, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
+    """Writes the table `rows` and other facts as JSON, with the command, versions and hardware; prints the rows."""
+    environment = {
+        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
+        "hardware": f"{_processor()}, {torch.get_num_threads()} threads",
+    }
+    Path(output).write_text(json.dumps({**environment, **facts, "rows": list(rows)}, indent=2) + "\n")
+    for row in rows:
+        print(" ".join(f"{key}={round(v, 3) if isinstance(v, float) else v}" for key, v in row.items()))
+
+
+def _now(device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
