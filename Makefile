@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # glibc gives large buffers back to the system after every use; keeping them saves a fifth of a training step.
 KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: demo test test-slow test-peft test-lowest lint card clean
+.PHONY: demo test test-slow test-peft test-lowest lint card benchmarks clean
 
 demo: $(VENV)/.installed  ## the Autoformer example; DATA=path/to/ETTm2.csv.gz for the real series
 	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output outputs/demo
@@ -33,6 +33,14 @@ lint: $(VENV)/.installed
 
 card: $(VENV)/.installed  ## regenerate the model cards from their results files
 	$(BIN)/python examples/autoformer/card.py model_cards/autoformer-ettm2
+
+benchmarks: $(VENV)/.installed  ## every measurement of examples/benchmarks and its tables; forty minutes on two idle cores
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
+	cd examples/benchmarks && for question in layer updates initialisation latency process_memory load_memory; do \
+		$(abspath $(BIN))/python $$question.py --output results/$$question.json || exit 1; done
+	cd examples/benchmarks && for task in bert bert_without_dropout autoformer autoformer_without_dropout; do \
+		$(abspath $(BIN))/python step.py --task $$task --output results/step_$$task.json || exit 1; done
+	$(BIN)/python examples/benchmarks/tables.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

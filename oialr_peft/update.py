@@ -12,6 +12,7 @@ from .distributed import Piece, Processes
 from .errors import OIALRWarning
 from .layers import OIALRLayer
 from .layers.rules import initial_rank
+from .memory import release_memory
 from .moments import MomentCarrier
 from .svd import Rotation, decompose, select_rank
 
@@ -85,6 +86,7 @@ def update_bases(
             changed[piece.name] = [before, rotation.rank]
             dropped[piece.name] = max(0.0, 1 - float(rotation.singular_values.square().sum()) / energy)
     _warn_skipped(skipped, step)
+    release_memory()
     return UpdateReport(
         step=step,
         update_number=update_number,

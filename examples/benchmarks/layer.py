@@ -1,6 +1,6 @@
 """What does one layer cost at every rank? Forward and backward against a dense layer and two plain ways.
 
-    python layer.py --output layer.json
+    python layer.py --output results/layer.json
 
 `chain` multiplies through the three factors with autograd, `rebuilt` forms the weight as the authors' code does.
 """
@@ -32,7 +32,7 @@ class Settings:
     rounds: int = field(default=25, metadata={"help": "Rounds that count."})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
     dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16: autocast."})
-    output: str = field(default="layer.json", metadata={"help": "Results file."})
+    output: str = field(default="results/layer.json", metadata={"help": "Results file."})
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Does a compressed checkpoint load in less memory? Process peaks, dense against compressed.
 
-    python load_memory.py --share 0.25 --output load_memory.json
+    python load_memory.py --share 0.25 --output results/load_memory.json
 
 A BERT of base size is made at random, saved dense, and saved by `save_compressed` at the given share of the full rank.
 Each is loaded in fresh processes, in turn. Weights are mapped from the file, and pages count only once they are read,
@@ -50,7 +50,7 @@ class Settings:
 
     share: float = field(default=0.25, metadata={"help": "Rank as a share of min(out, in)."})
     repeats: int = field(default=3, metadata={"help": "Loads of each kind."})
-    output: str = field(default="load_memory.json", metadata={"help": "Results file."})
+    output: str = field(default="results/load_memory.json", metadata={"help": "Results file."})
 
 
 def peaks(folder: Path) -> dict[str, int]:

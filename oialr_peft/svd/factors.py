@@ -25,6 +25,12 @@ class Factors(NamedTuple):
         u, sigma, vh = (part.to(working_dtype(part.dtype)) for part in self)
         return (u @ sigma @ vh).to(self.sigma.dtype)
 
+    def error(self, matrix: torch.Tensor) -> float:
+        """Relative Frobenius distance of the product from `matrix`; 0 where both are zero."""
+        matrix = matrix.detach().to(working_dtype(matrix.dtype))
+        size = torch.linalg.vector_norm(matrix)
+        return float(torch.linalg.vector_norm(matrix - self.compose()) / size.clamp_min(torch.finfo(size.dtype).tiny))
+
 
 def factor_shapes(matrix_shape: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], ...]:
     """The shapes of u, sigma and vh of a matrix (rows, cols), or of several (groups, rows, cols), at `rank`."""

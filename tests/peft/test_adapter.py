@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftType, get_model_status, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import oialr_peft
@@ -247,3 +248,21 @@ def test_rank_report(mlp):
     assert "3 layers hold" in str(report)
     with pytest.raises(TypeError, match="no active OIALR adapter"):
         rank_report(MLP())
+
+
+@pytest.mark.parametrize(("init", "largest"), [("svd", 1e-5), ("lowrank", 0.1)])
+def test_the_error_of_initialisation_is_reported_and_logged(init, largest, caplog):
+    layer = nn.Linear(200, 200)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight[:, :6] @ torch.randn(6, 200) + 1e-2 * layer.weight)  # close to rank 6
+    rank = None if init == "svd" else 6
+    with caplog.at_level("INFO", logger="oialr_peft.model"):
+        model = get_peft_model(nn.Sequential(layer), OIALRConfig(target_modules=["0"], r=rank, init=init))
+    (error,) = model.base_model.init_errors.values()
+    factored = model.base_model.model[0]
+    dense = factored.base_layer.weight.detach()
+    distance = (factored.adapter_weight("default") - dense).norm() / dense.norm()
+    assert error == pytest.approx(float(distance), rel=1e-2, abs=1e-6)
+    assert error < largest
+    assert "factorised 1 layers in" in caplog.text
+    assert f"init='{init}'" in caplog.text

@@ -1,0 +1,81 @@
+"""How long does factorising a model take, and how far off is it? Exact SVD against the randomised one.
+
+    python initialisation.py --output results/initialisation.json
+
+The layers are those of a Llama of a billion parameters: one decoder block, whose 16 copies make the model. Singular
+values fall as 1 / i, roughly as those of trained weights do.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from timing import write
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from oialr_peft.svd import decompose
+
+
+BLOCK = {"q, o": (2048, 2048, 2), "k, v": (512, 2048, 2), "gate, up": (8192, 2048, 2), "down": (2048, 8192, 1)}
+
+
+@dataclass
+class Settings:
+    """Settings of the measurement."""
+
+    ranks: list[int] = field(default_factory=lambda: [16, 64, 128], metadata={"help": "Ranks to start at."})
+    blocks: int = field(default=16, metadata={"help": "Blocks of the model that the seconds are given for."})
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    output: str = field(default="results/initialisation.json", metadata={"help": "Results file."})
+
+
+def main() -> None:
+    """Factorises one layer of every shape in both ways and writes seconds and errors."""
+    (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses()
+    rows = []
+    for name, (out, inner, count) in tqdm(BLOCK.items(), desc="shapes"):
+        weight = decaying(out, inner).to(settings.device)
+        exact = seconds_and_error(weight, min(weight.shape), settings.ranks, "svd")
+        for number, rank in enumerate(settings.ranks):
+            drawn = seconds_and_error(weight, rank, [rank], "lowrank")
+            row: dict[str, Any] = {"layers": name, "out": out, "in": inner, "count": count, "rank": rank}
+            row |= {"svd seconds": exact[0], "svd error": exact[1][number]}
+            rows.append({**row, "lowrank seconds": drawn[0], "lowrank error": drawn[1][0]})
+    model = [
+        {"rank": rank}
+        | {
+            f"{kind} seconds": settings.blocks
+            * sum(r["count"] * r[f"{kind} seconds"] for r in rows if r["rank"] == rank)
+            for kind in ("svd", "lowrank")
+        }
+        for rank in settings.ranks
+    ]
+    write(settings.output, rows, model=model, blocks=settings.blocks)
+    print(model)
+
+
+def seconds_and_error(weight: Tensor, rank: int, ranks: list[int], method: str) -> tuple[float, list[float]]:
+    """Seconds of one decomposition, and the relative Frobenius error after a cut to each of `ranks`."""
+    began = time.perf_counter()
+    rotation = decompose(weight, rank, method)
+    assert rotation is not None, "the weight is finite"
+    squares = rotation.singular_values.square().cpu()  # waits for the device
+    seconds = time.perf_counter() - began
+    whole = weight.square().sum().cpu()
+    return seconds, [float((1 - squares[:cut].sum() / whole).clamp_min(0).sqrt()) for cut in ranks]
+
+
+def decaying(out: int, inner: int) -> Tensor:
+    """A random matrix (out, inner) with singular values 1, 1/2, 1/3, ..."""
+    generator = torch.Generator().manual_seed(0)
+    rank = min(out, inner)
+    left = torch.linalg.qr(torch.randn(out, rank, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(inner, rank, generator=generator)).Q
+    return left / torch.arange(1, rank + 1) @ right.mT
+
+
+if __name__ == "__main__":
+    main()
