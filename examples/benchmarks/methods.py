@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from galore_torch import GaLoreAdamW
 from peft import AdaLoraConfig, LoraConfig, OSFConfig, get_peft_model
 from tasks import Task
 from torch import Tensor, nn
@@ -80,6 +79,8 @@ def adapter(config: Callable[..., Any]) -> Callable[[Task], tuple[nn.Module, Opt
 
 def galore(task: Task) -> tuple[nn.Module, Optimizer]:
     """Every parameter trains; the moments of the weights that OIALR takes live in a projection of rank 128."""
+    from galore_torch import GaLoreAdamW  # pyright: ignore[reportMissingImports]  # of the benchmarks' extra alone
+
     model = task.make()
     chosen = [model.get_submodule(name).weight for name in targets(task)]
     others = [p for p in trainable(model) if not any(p is weight for weight in chosen)]

@@ -116,7 +116,7 @@ class ConvMaps:
 
 
 class FactoredConv(torch.autograd.Function):
-    """(y, h) of x, u, sigma, vh, a bias and `ConvMaps`; `svd.FactoredLinear` for convolutions.
+    """(y, h) of x, u, sigma, vh, a bias and `ConvMaps`; `FoldedLinear` for convolutions.
 
     Autograd's convolution keeps its input for the gradient of the kernel, frozen or not. Here h (batch, groups * rank,
     *positions) is all that is kept.

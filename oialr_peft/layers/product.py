@@ -16,11 +16,12 @@ def linear(
     The choice depends on shapes alone, so a checkpointed forward and its recomputation take the same way.
     """
     batch = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    if cheapest_order(batch, vh.shape[1], sigma.shape[0], u.shape[0]) == "rebuild":
+    order = cheapest_order(batch, vh.shape[1], sigma.shape[0], u.shape[0])
+    if order == "rebuild":
         return F.linear(x, rebuild(u, sigma, vh), bias)
-    if transformed():
+    if order == "chain" or transformed():
         return F.linear(F.linear(F.linear(x, vh), sigma), u, bias)
-    return FactoredLinear.apply(x, u, sigma, vh, bias)[0]
+    return FoldedLinear.apply(x, u, sigma, vh, bias)[0]
 
 
 def transformed() -> bool:
@@ -31,7 +32,7 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-class FactoredLinear(torch.autograd.Function):
+class FoldedLinear(torch.autograd.Function):
     """(y, h) of x, u, sigma, vh and a bias: h = x @ vhᵀ, y = h @ sigmaᵀ @ uᵀ + bias.
 
     Autograd's chain has three products of batch x rank x rank. With sigma folded into u on the way forward and into vh

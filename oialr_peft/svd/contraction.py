@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 
 
+_FUNCTION = 20_000_000  # multiplications in the time that Python's part of an autograd.Function takes on a CPU
+
+
 def cheapest_order(batch: int, n_in: int, rank: int, n_out: int) -> str:
     """Name of the order with the fewest multiplications in forward and backward."""
     costs = multiplications(batch, n_in, rank, n_out)
@@ -14,13 +17,15 @@ def cheapest_order(batch: int, n_in: int, rank: int, n_out: int) -> str:
 def multiplications(batch: int, n_in: int, rank: int, n_out: int) -> dict[str, int]:
     """Multiplications of one forward and backward pass by order; x and sigma need gradients.
 
-    `factored` multiplies x through the factors, with sigma folded into them (layers/product.py). `rebuild` forms the
-    weight: dearer at low rank, cheaper for square layers near full rank, where it costs (3 batch + 4 n) n² against a
-    dense layer's 3 batch n².
+    `chain` multiplies x through the three factors. `folded` has sigma folded into the outer two on the way, by a
+    Function of our own (layers/product.py), and pays once the rank is not small. `rebuild` forms the weight: dearer at
+    low rank, cheaper for square layers near full rank, where it costs (3 batch + 4 n) n² against a dense layer's
+    3 batch n².
     """
-    square = rank * rank
+    outer, square = 2 * batch * rank * (n_in + n_out), rank * rank
     return {
-        "factored": 2 * batch * rank * (n_in + n_out) + square * (batch + min(batch, n_in) + min(batch, n_out)),
+        "chain": outer + 3 * batch * square,
+        "folded": outer + square * (batch + min(batch, n_in) + min(batch, n_out)) + _FUNCTION,
         "rebuild": 3 * batch * n_in * n_out + 2 * (n_in * n_out * rank + square * min(n_in, n_out)),
     }
 

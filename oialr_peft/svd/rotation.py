@@ -53,6 +53,9 @@ def rotate(matrix: torch.Tensor) -> Rotation | None:
     None means: leave this layer as it is until the next update. That is the case for non-finite entries and where the
     default LAPACK driver, cuSOLVER's gesvd (on CUDA) and float64 on the CPU all fail to converge.
     """
+    if matrix.shape[-2] < matrix.shape[-1]:  # LAPACK takes a wide matrix up to four times as long as its transpose
+        turned = rotate(matrix.mT)
+        return None if turned is None else Rotation(turned.right, turned.singular_values, turned.left)
     work = matrix.detach().to(working_dtype(matrix.dtype))
     if not bool(torch.isfinite(work).all()):
         return None

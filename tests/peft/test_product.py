@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from oialr_peft.layers.product import FactoredLinear, linear
+from oialr_peft.layers.product import FoldedLinear, linear
+from oialr_peft.svd import cheapest_order
 from tests.peft.test_layer_kinds import CONVS, adapt
 
 
@@ -24,22 +25,38 @@ def operands(batch, n_in, rank, n_out):
     )
 
 
-def kept_shapes(forward):
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape), lambda tensor: tensor):
-        forward()
-    return kept
+def kept_size(forward, *own):
+    """How many values autograd keeps, each storage once, without those of the tensors in `own`."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in own}
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda _: None):
+        y = forward()  # alive until all is counted
+    return sum(tensor.numel() for address, tensor in kept.items() if address not in known), y
 
 
-# Few rows (sigma times rows), many (sigma folded into both factors, into one of them), and the rebuilt weight.
-SIZES = [(6, 20, 10, 20), (400, 30, 20, 90), (40, 90, 20, 30), (400, 32, 32, 32)]
+SIZES = {"chain": (6, 20, 10, 20), "folded": (2000, 200, 100, 200), "rebuild": (400, 32, 32, 32)}
+FOLDS = [(400, 30, 20, 90), (40, 90, 20, 30), (40, 30, 20, 90), (6, 20, 10, 20)]  # into both, one and no factor
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-def test_the_product_and_its_gradients_are_those_of_the_dense_weight(sizes):
+@pytest.mark.parametrize(("order", "sizes"), SIZES.items())
+def test_every_order_gives_the_product_and_the_gradients_of_the_dense_weight(order, sizes):
+    assert cheapest_order(*sizes) == order
+    check(linear, sizes)
+
+
+@pytest.mark.parametrize("sizes", FOLDS)
+def test_sigma_may_be_folded_into_either_factor_or_none(sizes):
+    check(lambda *parts: FoldedLinear.apply(*parts)[0], sizes)
+
+
+def check(product, sizes):
     x, u, sigma, vh, bias = operands(*sizes)
     dense = x @ (u @ sigma @ vh).T + bias
-    found = linear(x, u, sigma, vh, bias)
+    found = product(x, u, sigma, vh, bias)
     torch.testing.assert_close(found, dense)
     wanted = torch.autograd.grad(dense.square().sum(), (x, sigma, bias))
     for got, want in zip(torch.autograd.grad(found.square().sum(), (x, sigma, bias)), wanted, strict=True):
@@ -51,31 +68,34 @@ def test_first_and_second_derivatives_agree_with_finite_differences(sizes):
     x, u, sigma, vh, bias = operands(*sizes)
 
     def product(x, sigma, bias):
-        return FactoredLinear.apply(x, u, sigma, vh, bias)[0]
+        return FoldedLinear.apply(x, u, sigma, vh, bias)[0]
 
     assert gradcheck(product, (x, sigma, bias))
     assert gradgradcheck(product, (x, sigma, bias))
 
 
-def test_only_rows_times_rank_are_kept_for_backward():
-    x, u, sigma, vh, _ = operands(400, 64, 8, 64)
-    kept = kept_shapes(lambda: linear(x, u, sigma, vh))
-    assert sorted(kept) == sorted([u.shape, sigma.shape, vh.shape, (2, 200, 8)])
+@pytest.mark.parametrize("order", ["chain", "folded"])
+def test_only_rows_times_rank_are_kept_for_backward(order):
+    rows, _, rank, _ = SIZES[order]
+    x, u, sigma, vh, _ = operands(*SIZES[order])
+    assert kept_size(lambda: linear(x, u, sigma, vh), u, sigma, vh)[0] == rows * rank
 
 
-def test_an_input_that_needs_no_gradient_gets_none():
+@pytest.mark.parametrize("product", [linear, lambda *parts: FoldedLinear.apply(*parts)[0]])
+def test_an_input_that_needs_no_gradient_gets_none(product):
     x, u, sigma, vh, bias = operands(6, 5, 3, 4)
     x = x.detach()
-    linear(x, u, sigma, vh, bias).sum().backward()
+    product(x, u, sigma, vh, bias).sum().backward()
     assert x.grad is None
     torch.testing.assert_close(sigma.grad, (torch.ones(6, 4, dtype=x.dtype) @ u).T @ (x.reshape(6, 5) @ vh.T))
 
 
-def test_batches_of_any_shape_pass():
+@pytest.mark.parametrize("product", [linear, lambda *parts: FoldedLinear.apply(*parts)[0]])
+def test_batches_of_any_shape_pass(product):
     _, u, sigma, vh, bias = operands(2, 5, 3, 4)
     for shape in ((0, 5), (5,), (2, 0, 5), (2, 3, 1, 5)):
         x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-        y = linear(x, u, sigma, vh, bias)
+        y = product(x, u, sigma, vh, bias)
         assert y.shape == (*shape[:-1], 4)
         y.sum().backward()
         assert x.grad.shape == shape
@@ -121,9 +141,8 @@ def test_second_derivatives_of_a_convolution():
 
 def test_a_convolution_keeps_its_inner_channels_only():
     factored, _, x = factored_conv("conv2d")
-    kept = kept_shapes(lambda: factored(x))
-    u, sigma, vh = factored.factors("default")
-    assert sorted(kept) == sorted([u.shape, sigma.shape, vh.shape, (2, 2, *factored(x).shape[2:])])
+    kept, y = kept_size(lambda: factored(x), *factored.factors("default"))
+    assert kept == 2 * y[0, 0].numel() * len(x)  # two channels, where the layer has 6 in and 20 out
 
 
 @pytest.mark.parametrize("make", [lambda: (nn.Linear(32, 24), torch.randn(64, 32)), CONVS["conv1d"]])

@@ -3,10 +3,16 @@
 from oialr_peft.svd.contraction import cheapest_order, forward_multiplications, multiplications
 
 
+def test_a_small_rank_goes_by_autograds_chain_and_a_larger_one_is_folded():
+    assert cheapest_order(3072, 512, 25, 512) == "chain"
+    assert cheapest_order(16, 512, 128, 512) == "chain"
+    assert cheapest_order(3072, 512, 128, 512) == "folded"
+
+
 def test_rebuilding_is_for_high_rank_and_a_quarter_dearer_than_a_dense_layer():
     assert cheapest_order(3072, 512, 512, 512) == "rebuild"
-    assert cheapest_order(3072, 512, 64, 512) == "factored"
-    assert cheapest_order(3072, 512, 512, 2048) == "factored"
+    assert cheapest_order(3072, 512, 256, 512) == "folded"
+    assert cheapest_order(3072, 512, 512, 2048) == "folded"
     assert multiplications(3072, 512, 512, 512)["rebuild"] < 1.25 * 3 * 3072 * 512 * 512
 
 
