@@ -13,7 +13,8 @@ def release_memory() -> None:
     """Give freed memory back to the system, on the CPU under glibc and on CUDA; elsewhere nothing happens.
 
     An update makes every factor anew, and after a cut most buffers of a step have new sizes. Allocators keep the old
-    ones for later, so without this a process would stay as large as it was at full rank. It takes milliseconds.
+    ones for later, so without this a process would stay as large as it was at full rank. On the CPU it takes
+    milliseconds.
     """
     if (trim := _malloc_trim()) is not None:
         trim(0)

@@ -42,7 +42,7 @@ class OIALRModel(BaseTuner):
     Attributes:
         selection: which layers were chosen and why others were left alone; `print(model.base_model.selection)`.
         init_errors: {module name: relative Frobenius error} of the weights that the last adapter factorised when it
-            was made: rounding at full rank, what `r` leaves out below it. Also logged, with the time it took.
+            was made, in float32: rounding at full rank, what `r` leaves out below it. Also logged, with the time.
     """
 
     prefix: str = "oialr_"

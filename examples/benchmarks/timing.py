@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import random
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,14 +18,14 @@ from tqdm.auto import tqdm
 
 
 def interleave(runs: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Returns the seconds of every run by name; all of them once per round, in an order that shifts by one.
+    """Returns the seconds of every run by name; all of them once per round, in an order drawn anew.
 
-    Two rounds before the first that counts let caches, allocators and optimizer state settle.
+    In a fixed order a run would always find the heap and the caches that the same other run left. Two rounds before
+    the first that counts let caches, allocators and optimizer state settle.
     """
-    names, seconds = list(runs), {name: [] for name in runs}
+    names, seconds, chance = list(runs), {name: [] for name in runs}, random.Random(0)
     for number in tqdm(range(rounds + 2), desc="rounds", leave=False):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in chance.sample(names, len(names)):
             began = _now(device)
             runs[name]()
             if number >= 2:

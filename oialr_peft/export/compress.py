@@ -178,7 +178,7 @@ def _empty_like(base: PreTrainedModel, tied: bool = True) -> PreTrainedModel:
         model: Any = type(base)(config)
         model = model.to(base.dtype)
     for name, _ in list(model.named_children()):
-        if getattr(base, name) is None:  # BertModel(config, add_pooling_layer=False)
+        if getattr(base, name, None) is None:  # BertModel(config, add_pooling_layer=False)
             setattr(model, name, None)
     if (generation := getattr(base, "generation_config", None)) is not None:
         model.generation_config = copy.deepcopy(generation)

@@ -254,12 +254,14 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         parameter = self.parameter(adapter)
         if adapter in self._unfilled:
             self._check_filled(adapter)
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) and parameter.dtype != torch.float64:
+            if not self.is_factored(adapter):  # by autocast itself, which keeps one cast weight for several calls
+                return self._dense(x, parameter, cast(torch.Tensor | None, self.get_base_layer().bias))
             return self._adapted(x, adapter, torch.get_autocast_dtype(x.device.type))
         return self._adapted(x, adapter, parameter.dtype).to(x.dtype)
 
     def _adapted(self, x: torch.Tensor, adapter: str, dtype: torch.dtype) -> torch.Tensor:
-        """The forward in `dtype`. All is cast here: autocast does not reach into the backward of our own functions."""
+        """The forward in `dtype`, always cast: autocast does not reach into the backward of our own functions."""
         bias = cast(torch.Tensor | None, self.get_base_layer().bias)
         bias = None if bias is None else bias.to(dtype)
         if not self.is_factored(adapter):

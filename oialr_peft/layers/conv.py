@@ -14,7 +14,7 @@ from torch.nn.grad import conv1d_input, conv2d_input
 
 from ..svd import Factors, cheapest_order, rebuild
 from .base import OIALRLayer
-from .product import transformed
+from .product import plain_autograd_only
 
 
 class Conv(OIALRLayer):
@@ -58,7 +58,7 @@ class Conv(OIALRLayer):
             x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), 0
         maps = ConvMaps(type(self), self.weight_shape[2:], conv.stride, padding, conv.dilation, conv.groups)
         batch = x if x.dim() == len(self.weight_shape) else x.unsqueeze(0)
-        if transformed():
+        if plain_autograd_only():
             y = maps.pointwise(maps.over_window(batch, vh), u @ sigma, bias)
         else:
             y = FactoredConv.apply(batch, u, sigma, vh, bias, maps)[0]
@@ -107,8 +107,13 @@ class ConvMaps:
 
     def outer(self, g: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         """g hᵀ ([groups,] rank, rank), summed over batch and positions."""
-        g, h = (part.unflatten(1, (self.groups, -1)).flatten(3) for part in (g, h))
-        product = torch.einsum("ngip,ngjp->gij", g, h)
+        batch, rank = g.shape[0], g.shape[1] // self.groups
+
+        def by_group(part: torch.Tensor) -> torch.Tensor:
+            positions = math.prod(part.shape[2:])
+            return part.reshape(batch, self.groups, rank, positions).permute(1, 2, 0, 3).reshape(self.groups, rank, -1)
+
+        product = by_group(g) @ by_group(h).mT if batch else g.new_zeros(self.groups, rank, rank)
         return product if self.groups > 1 else product.squeeze(0)
 
     def _kernel(self, vh: torch.Tensor) -> torch.Tensor:
@@ -116,7 +121,7 @@ class ConvMaps:
 
 
 class FactoredConv(torch.autograd.Function):
-    """(y, h) of x, u, sigma, vh, a bias and `ConvMaps`; `FoldedLinear` for convolutions.
+    """(y, h) of x, u, sigma, vh, a bias and `ConvMaps`; `FoldedLinear` for convolutions, folded on the way forward.
 
     Autograd's convolution keeps its input for the gradient of the kernel, frozen or not. Here h (batch, groups * rank,
     *positions) is all that is kept.
@@ -125,7 +130,7 @@ class FactoredConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, u, sigma, vh, bias, maps):
         h = maps.over_window(x, vh)
-        ctx.save_for_backward(u, sigma, vh, h)
+        ctx.save_for_backward(u, sigma, vh, h if ctx.needs_input_grad[2] else None)
         ctx.size, ctx.maps = x.shape, maps
         ctx.set_materialize_grads(False)
         return maps.pointwise(h, u @ sigma, bias), h
@@ -136,9 +141,9 @@ class FactoredConv(torch.autograd.Function):
         maps, dsigma, dbias = ctx.maps, None, None
         if dy is not None:
             g = maps.pointwise(dy, u.mT)
-            dsigma = maps.outer(g, h)
+            dsigma = None if h is None else maps.outer(g, h)
             through = maps.pointwise(g, sigma.mT)
             dh = through if dh is None else dh + through
-            dbias = dy.transpose(0, 1).flatten(1).sum(1) if ctx.needs_input_grad[4] else None
+            dbias = dy.sum((0, *range(2, dy.dim()))) if ctx.needs_input_grad[4] else None
         dx = maps.over_window_back(dh, vh, ctx.size) if ctx.needs_input_grad[0] and dh is not None else None
         return dx, None, dsigma, None, dbias, None

@@ -19,17 +19,19 @@ def linear(
     order = cheapest_order(batch, vh.shape[1], sigma.shape[0], u.shape[0])
     if order == "rebuild":
         return F.linear(x, rebuild(u, sigma, vh), bias)
-    if order == "chain" or transformed():
+    if order == "chain" or plain_autograd_only():
         return F.linear(F.linear(F.linear(x, vh), sigma), u, bias)
     return FoldedLinear.apply(x, u, sigma, vh, bias)[0]
 
 
-def transformed() -> bool:
-    """Whether torch.func's transforms are at work, which take no Function whose forward has the context.
+def plain_autograd_only() -> bool:
+    """Whether something is at work that takes no Function: torch.func, forward-mode derivatives, torch.jit.trace.
 
-    The form that they take is looked at by `inspect` in every call, for as long as three small products last.
+    torch.func would take the newer form of a Function, but its signature is then inspected in every call, for as long
+    as three small products last.
     """
-    return torch._C._are_functorch_transforms_active()
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or forward_mode or torch.jit.is_tracing()
 
 
 class FoldedLinear(torch.autograd.Function):
@@ -43,7 +45,7 @@ class FoldedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, u, sigma, vh, bias):
         h = F.linear(x, vh)
-        ctx.save_for_backward(u, sigma, vh, h)
+        ctx.save_for_backward(u, sigma, vh, h if ctx.needs_input_grad[2] else None)
         ctx.set_materialize_grads(False)
         if _folds(h, u.shape[0]):
             return F.linear(h, u @ sigma, bias), h
@@ -52,13 +54,14 @@ class FoldedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, dh):  # pyright: ignore[reportIncompatibleMethodOverride]
         u, sigma, vh, h = ctx.saved_tensors
-        dx = None if dh is None else dh @ vh
+        dx, dsigma = None if dh is None else dh @ vh, None
         if dy is None:
             return dx, None, None, None, None
         g = dy @ u
-        dsigma = g.reshape(-1, g.shape[-1]).mT @ h.reshape(-1, h.shape[-1])
+        if h is not None:
+            dsigma = g.reshape(-1, g.shape[-1]).mT @ h.reshape(-1, h.shape[-1])
         if ctx.needs_input_grad[0]:
-            through = g @ (sigma @ vh) if _folds(h, vh.shape[1]) else g @ sigma @ vh
+            through = g @ (sigma @ vh) if _folds(g, vh.shape[1]) else g @ sigma @ vh
             dx = through if dx is None else dx + through
         dbias = dy.reshape(-1, dy.shape[-1]).sum(0) if ctx.needs_input_grad[4] else None
         return dx, None, dsigma, None, dbias

@@ -9,7 +9,7 @@ _FUNCTION = 20_000_000  # multiplications in the time that Python's part of an a
 
 
 def cheapest_order(batch: int, n_in: int, rank: int, n_out: int) -> str:
-    """Name of the order with the fewest multiplications in forward and backward."""
+    """Name of the order that takes least time in forward and backward, by the count of `multiplications`."""
     costs = multiplications(batch, n_in, rank, n_out)
     return min(costs, key=costs.__getitem__)
 
@@ -20,7 +20,7 @@ def multiplications(batch: int, n_in: int, rank: int, n_out: int) -> dict[str, i
     `chain` multiplies x through the three factors. `folded` has sigma folded into the outer two on the way, by a
     Function of our own (layers/product.py), and pays once the rank is not small. `rebuild` forms the weight: dearer at
     low rank, cheaper for square layers near full rank, where it costs (3 batch + 4 n) n² against a dense layer's
-    3 batch n².
+    3 batch n². Convolutions have no chain and fold once; the count is close enough for their choice to rebuild.
     """
     outer, square = 2 * batch * rank * (n_in + n_out), rank * rank
     return {

@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from oialr_peft.layers.product import FoldedLinear, linear
-from oialr_peft.svd import cheapest_order
+from oialr_peft.svd import cheapest_order, contraction
 from tests.peft.test_layer_kinds import CONVS, adapt
 
 
@@ -101,7 +101,13 @@ def test_batches_of_any_shape_pass(product):
         assert x.grad.shape == shape
 
 
-def test_per_sample_gradients_by_torch_func():
+@pytest.fixture
+def always_folded(monkeypatch):
+    """Small layers take our own Function too."""
+    monkeypatch.setattr(contraction, "_FUNCTION", -(10**12))
+
+
+def test_per_sample_gradients_by_torch_func(always_folded):
     x, u, sigma, vh, _ = operands(6, 5, 3, 4)
 
     def loss(sigma, row):
@@ -146,7 +152,7 @@ def test_a_convolution_keeps_its_inner_channels_only():
 
 
 @pytest.mark.parametrize("make", [lambda: (nn.Linear(32, 24), torch.randn(64, 32)), CONVS["conv1d"]])
-def test_gradients_under_autocast_are_close_and_in_the_dtypes_of_the_leaves(make):
+def test_gradients_under_autocast_are_close_and_in_the_dtypes_of_the_leaves(make, always_folded):
     layer, x = make()
     factored = adapt(layer, r=3).base_model.model.layer
     sigma = factored.parameter("default")
@@ -158,3 +164,65 @@ def test_gradients_under_autocast_are_close_and_in_the_dtypes_of_the_leaves(make
     for got, want in zip(torch.autograd.grad(y.float().square().mean(), (x, sigma)), exact, strict=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, want, rtol=0.05, atol=0.05 * float(want.abs().max()))
+
+
+KINDS = {"linear": lambda: (nn.Linear(16, 12), torch.randn(5, 16)), **CONVS}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_takes_no_function_of_our_own_works(name, always_folded, tmp_path):
+    layer, x = KINDS[name]()
+    factored = adapt(layer, r=2).base_model.model.layer
+    expected = factored(x)
+    traced = torch.jit.trace(factored, x, check_trace=False)
+    traced.save(tmp_path / "traced.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "traced.pt")(x), expected)
+    with torch.autograd.forward_ad.dual_level():
+        dual = factored(torch.autograd.forward_ad.make_dual(x, x))
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(tangent, torch.func.jvp(factored, (x,), (x,))[1])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_whole_jacobian_at_once_is_that_by_rows(name, always_folded):
+    layer, x = (part.double() for part in KINDS[name]())
+    factored = adapt(layer, r=1).base_model.model.layer
+    sigma = factored.parameter("default")
+    y = factored(x.requires_grad_()).flatten()[:3]
+    rows = [torch.autograd.grad(part, (x, sigma), retain_graph=True) for part in y]
+    whole = torch.autograd.grad(y, (x, sigma), torch.eye(3, dtype=y.dtype), is_grads_batched=True)
+    for number, found in enumerate(whole):
+        torch.testing.assert_close(found, torch.stack([row[number] for row in rows]))
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d groups"])
+def test_a_frozen_sigma_keeps_nothing_of_the_batch(name, always_folded):
+    layer, x = KINDS[name]()
+    factored = adapt(layer, r=2).base_model.model.layer
+    factored.parameter("default").requires_grad_(False)
+    kept, _ = kept_size(lambda: factored(x.requires_grad_()), *factored.factors("default"))
+    assert kept == 0
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d groups"])
+def test_torch_compile_takes_our_functions_whole(name, always_folded):
+    layer, x = KINDS[name]()
+    factored = adapt(layer, r=2).base_model.model.layer
+    torch._dynamo.reset()
+    compiled = torch.compile(factored, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), factored(x))
+    sigma = factored.parameter("default")
+    pair = [torch.autograd.grad(run(x).square().sum(), sigma)[0] for run in (compiled, factored)]
+    torch.testing.assert_close(*pair)
+
+
+def test_autocast_keeps_one_cast_weight_for_several_calls_and_leaves_float64_alone():
+    factored = adapt(nn.Linear(64, 64, bias=False), delay=3).base_model.model.layer
+    x = torch.randn(2, 64, requires_grad=True)
+
+    def twice():
+        return factored(factored(x))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kept_size(twice)[0] < 2 * 64 * 64
+        assert adapt(nn.Linear(6, 6).double(), r=2)(torch.randn(2, 6, dtype=torch.float64)).dtype == torch.float64
