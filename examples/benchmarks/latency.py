@@ -39,7 +39,7 @@ def main() -> None:
     """Writes the checkpoints, loads them and times their forward passes in turn."""
     (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses()
     kinds = ["dense", *map(str, settings.shares)]
-    rows = [{"kind": kind} for kind in kinds]
+    rows: list[dict[str, Any]] = [{"kind": kind} for kind in kinds]
     with tempfile.TemporaryDirectory() as name:
         folders = {kind: Path(name) / kind for kind in kinds}
         for kind in tqdm(kinds, desc="checkpoints"):

@@ -1,7 +1,7 @@
 """Ways of training a model, each as a function from a task to a model and its optimizer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from oialr_peft import OIALRConfig
 
 
 RATE = 1e-4
+PISSA: Any = "pissa_niter_4"  # the fast SVD
 
 
 def dense(task: Task) -> tuple[nn.Module, Optimizer]:
@@ -61,7 +62,7 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x through the factors."""
-        u, vh = self.u, self.vh
+        u, vh = cast(Tensor, self.u), cast(Tensor, self.vh)
         if self.rebuilt:
             return F.linear(x, u @ self.sigma @ vh, self.bias)
         return F.linear(F.linear(F.linear(x, vh), self.sigma), u, self.bias)
@@ -85,7 +86,8 @@ def galore(task: Task) -> tuple[nn.Module, Optimizer]:
     chosen = [model.get_submodule(name).weight for name in targets(task)]
     others = [p for p in trainable(model) if not any(p is weight for weight in chosen)]
     projected = {"params": chosen, "rank": 128, "update_proj_gap": 200, "scale": 0.25, "proj_type": "std"}
-    return model, GaLoreAdamW([{"params": others}, projected], lr=RATE, no_deprecation_warning=True)
+    groups: Any = [{"params": others}, projected]
+    return model, GaLoreAdamW(groups, lr=RATE, no_deprecation_warning=True)
 
 
 METHODS: dict[str, Callable[[Task], tuple[nn.Module, Optimizer]]] = {
@@ -96,7 +98,7 @@ METHODS: dict[str, Callable[[Task], tuple[nn.Module, Optimizer]]] = {
     **{f"rebuilt {share:.0%}, rest trained": plain(share, rebuilt=True) for share in (1.0, 0.25)},
     "LoRA r16": adapter(lambda **targets: LoraConfig(r=16, **targets)),
     "AdaLoRA r16": adapter(lambda **targets: AdaLoraConfig(init_r=16, target_r=8, total_step=10_000, **targets)),
-    "PiSSA r16": adapter(lambda **targets: LoraConfig(r=16, init_lora_weights="pissa_niter_4", **targets)),
+    "PiSSA r16": adapter(lambda **targets: LoraConfig(r=16, init_lora_weights=PISSA, **targets)),
     "OSF 75% frozen": adapter(lambda **targets: OSFConfig(effective_rank=0.75, **targets)),
     "GaLore r128": galore,
 }

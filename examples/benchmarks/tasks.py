@@ -27,8 +27,7 @@ class Task:
 
 def bert(layers: int = 4, sequences: int = 16, tokens: int = 128, dropout: float = 0.1) -> Task:
     """BERT of width 768 that sorts sequences into two classes."""
-    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    config = BertConfig(num_hidden_layers=layers, **rates)
+    config = BertConfig(num_hidden_layers=layers, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     ids = torch.randint(config.vocab_size, (sequences, tokens), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "labels": torch.arange(sequences) % 2}
     return Task(lambda: seeded(lambda: BertForSequenceClassification(config)), batch, lambda outputs: outputs.loss)
@@ -36,7 +35,7 @@ def bert(layers: int = 4, sequences: int = 16, tokens: int = 128, dropout: float
 
 def autoformer(windows: int = 32, dropout: float = 0.05) -> Task:
     """The paper's Autoformer: width 512, feed-forward 2048, 96 steps in, 96 out."""
-    config = build_config(d_model=512, ffn=2048, dropout=dropout)
+    config: Any = build_config(d_model=512, ffn=2048, dropout=dropout)
     generator = torch.Generator().manual_seed(0)
     past, future = (windows, config.context_length), (windows, config.prediction_length)
 

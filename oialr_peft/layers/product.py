@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
 from ..svd import cheapest_order, rebuild
 
@@ -31,7 +32,7 @@ def plain_autograd_only() -> bool:
     as three small products last.
     """
     forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return torch._C._are_functorch_transforms_active() or forward_mode or torch.jit.is_tracing()
+    return torch._C._are_functorch_transforms_active() or forward_mode or is_tracing()
 
 
 class FoldedLinear(torch.autograd.Function):
