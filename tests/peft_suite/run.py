@@ -2,8 +2,8 @@
 
 The release of the installed PEFT version is downloaded with pip, or given by `--archive`; it is unpacked in a
 temporary folder and nothing of it is kept. Exit code 0: at least 97 % of the tests that ran passed and the failures
-are exactly those listed. 1: they are not. 2: the suite could not be run (0 with `--allow-missing` where pip finds no
-release).
+are those listed, where tests at the edge of rounding may go either way. 1: they are not. 2: the suite could not be run
+(0 with `--allow-missing` where pip finds no release).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ else:
 
 HERE = Path(__file__).parent
 LEAST_SHARE = 0.97
-# Some tests stand at the edge of rounding and change sides with the instruction set or the number of threads. So that
-# one list of failures holds on every x86 processor: one thread, the CPU, and the oldest instructions of each library.
+# So that as few tests as possible change sides from one processor to the next: one thread, the CPU, and the oldest
+# instructions of each library.
 SAME_SUMS = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -57,7 +57,8 @@ def main() -> int:
         print("not run: pytest ended without results; its output is above")
         return 2
     print_counts(results)
-    return judge(results, known_failures())
+    certain, at_the_edge = known_failures()
+    return judge(results, certain, at_the_edge)
 
 
 def download(folder: Path) -> Path | None:
@@ -115,23 +116,29 @@ def print_counts(results: Results) -> None:
         print(f"{count} {reason}")
 
 
-def known_failures() -> dict[str, str]:
-    """{test id: reason}"""
+def known_failures() -> tuple[dict[str, str], dict[str, str]]:
+    """{test id: reason} of the tests that fail everywhere, and of those that may fail."""
     groups = tomllib.loads((HERE / "known_failures.toml").read_text())["failures"]
-    return {test: group["reason"] for group in groups for test in group["tests"]}
+    certain, at_the_edge = {}, {}
+    for group in groups:
+        known = at_the_edge if group.get("at_the_edge_of_rounding") else certain
+        known.update(dict.fromkeys(group["tests"], group["reason"]))
+    return certain, at_the_edge
 
 
-def judge(results: Results, known: dict[str, str]) -> int:
+def judge(results: Results, certain: dict[str, str], at_the_edge: dict[str, str]) -> int:
     """The exit code; prints what differs from the list."""
     failed = {name: test["reason"] for name, test in results.items() if test["outcome"] == "failed"}
     passed = sum(test["outcome"] == "passed" for test in results.values())
     share = passed / max(passed + len(failed), 1)
     print(f"{share:.1%} of {passed + len(failed)} tests that ran passed with peft {version('peft')}.")
-    for name in sorted(failed.keys() - known.keys()):
+    unlisted = failed.keys() - certain.keys() - at_the_edge.keys()
+    outdated = (certain.keys() - failed.keys()) | (at_the_edge.keys() - results.keys())
+    for name in sorted(unlisted):
         print(f"not in known_failures.toml: {name}\n    {failed[name].splitlines()[0] if failed[name] else ''}")
-    for name in sorted(known.keys() - failed.keys()):
+    for name in sorted(outdated):
         print(f"listed in known_failures.toml, but {results.get(name, {'outcome': 'not run'})['outcome']}: {name}")
-    return int(failed.keys() != known.keys() or share < LEAST_SHARE)
+    return int(bool(unlisted or outdated) or share < LEAST_SHARE)
 
 
 if __name__ == "__main__":
