@@ -40,14 +40,15 @@ class OIALRLayer(AdapterStorage):
         bias = None if bias is None else bias.to(dtype)
         if not self.is_factored(adapter):
             return self._dense(x.to(dtype), self.oialr_weight[adapter].to(dtype), bias)
-        return self._factored(x.to(dtype), Factors(*(part.to(dtype) for part in self.factors(adapter))), bias)
+        u, sigma, vh = self.factors(adapter)
+        return self._factored(x.to(dtype), Factors(u, sigma.to(dtype), vh), bias)
 
     def _dense(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The layer with a dense `weight`."""
         raise NotImplementedError
 
     def _factored(self, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
-        """The layer by its factors, in the cheapest order."""
+        """The layer by its factors, in the cheapest order; sigma has the dtype of x, u and vh may have another."""
         raise NotImplementedError
 
     def enable_adapters(self, enabled: bool) -> None:

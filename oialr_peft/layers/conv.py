@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.grad import conv1d_input, conv2d_input
 
-from ..svd import Factors, cheapest_order, rebuild
+from ..svd import Factors, rebuild
 from .base import OIALRLayer
-from .product import plain_autograd_only
+from .product import choose_order, plain_autograd_only
 
 
 class Conv(OIALRLayer):
@@ -50,8 +50,8 @@ class Conv(OIALRLayer):
         u, sigma, vh = factors
         conv = cast(Any, self.get_base_layer())
         positions = x.numel() // conv.in_channels // math.prod(conv.stride)
-        if cheapest_order(positions, vh.shape[-1], sigma.shape[-1], u.shape[-2]) == "rebuild":
-            return self._dense(x, rebuild(u, sigma, vh).reshape(self.weight_shape), bias)
+        if choose_order(positions, vh.shape[-1], sigma.shape[-1], u.shape[-2]) == "rebuild":
+            return self._dense(x, rebuild(u.to(x.dtype), sigma, vh.to(x.dtype)).reshape(self.weight_shape), bias)
         padding = conv.padding
         if conv.padding_mode != "zeros" or isinstance(padding, str):
             mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
@@ -59,7 +59,7 @@ class Conv(OIALRLayer):
         maps = ConvMaps(type(self), self.weight_shape[2:], conv.stride, padding, conv.dilation, conv.groups)
         batch = x if x.dim() == len(self.weight_shape) else x.unsqueeze(0)
         if plain_autograd_only():
-            y = maps.pointwise(maps.over_window(batch, vh), u @ sigma, bias)
+            y = maps.pointwise(maps.over_window(batch, vh.to(x.dtype)), u.to(x.dtype) @ sigma, bias)
         else:
             y = FactoredConv.apply(batch, u, sigma, vh, bias, maps)[0]
         return y if batch is x else y.squeeze(0)
@@ -124,20 +124,21 @@ class FactoredConv(torch.autograd.Function):
     """(y, h) of x, u, sigma, vh, a bias and `ConvMaps`; `FoldedLinear` for convolutions, folded on the way forward.
 
     Autograd's convolution keeps its input for the gradient of the kernel, frozen or not. Here h (batch, groups * rank,
-    *positions) is all that is kept.
+    *positions) is all that is kept; padding by other values than zeros is done before and keeps the layer's input.
     """
 
     @staticmethod
     def forward(ctx, x, u, sigma, vh, bias, maps):
-        h = maps.over_window(x, vh)
+        h = maps.over_window(x, vh.to(x.dtype))
         ctx.save_for_backward(u, sigma, vh, h if ctx.needs_input_grad[2] else None)
         ctx.size, ctx.maps = x.shape, maps
         ctx.set_materialize_grads(False)
-        return maps.pointwise(h, u @ sigma, bias), h
+        return maps.pointwise(h, u.to(x.dtype) @ sigma, bias), h
 
     @staticmethod
     def backward(ctx, dy, dh):  # pyright: ignore[reportIncompatibleMethodOverride]
         u, sigma, vh, h = ctx.saved_tensors
+        u, vh = u.to(sigma.dtype), vh.to(sigma.dtype)
         maps, dsigma, dbias = ctx.maps, None, None
         if dy is not None:
             g = maps.pointwise(dy, u.mT)

@@ -39,6 +39,12 @@ def kept_size(forward, *own):
 
 
 SIZES = {"chain": (6, 20, 10, 20), "folded": (2000, 200, 100, 200), "rebuild": (400, 32, 32, 32)}
+
+
+def folded(x, *others):
+    return FoldedLinear.apply(x.flatten(0, -2), *others)[0].unflatten(0, x.shape[:-1])
+
+
 FOLDS = [(400, 30, 20, 90), (40, 90, 20, 30), (40, 30, 20, 90), (6, 20, 10, 20)]  # into both, one and no factor
 
 
@@ -50,7 +56,7 @@ def test_every_order_gives_the_product_and_the_gradients_of_the_dense_weight(ord
 
 @pytest.mark.parametrize("sizes", FOLDS)
 def test_sigma_may_be_folded_into_either_factor_or_none(sizes):
-    check(lambda *parts: FoldedLinear.apply(*parts)[0], sizes)
+    check(folded, sizes)
 
 
 def check(product, sizes):
@@ -68,7 +74,7 @@ def test_first_and_second_derivatives_agree_with_finite_differences(sizes):
     x, u, sigma, vh, bias = operands(*sizes)
 
     def product(x, sigma, bias):
-        return FoldedLinear.apply(x, u, sigma, vh, bias)[0]
+        return folded(x, u, sigma, vh, bias)
 
     assert gradcheck(product, (x, sigma, bias))
     assert gradgradcheck(product, (x, sigma, bias))
@@ -81,7 +87,7 @@ def test_only_rows_times_rank_are_kept_for_backward(order):
     assert kept_size(lambda: linear(x, u, sigma, vh), u, sigma, vh)[0] == rows * rank
 
 
-@pytest.mark.parametrize("product", [linear, lambda *parts: FoldedLinear.apply(*parts)[0]])
+@pytest.mark.parametrize("product", [linear, folded])
 def test_an_input_that_needs_no_gradient_gets_none(product):
     x, u, sigma, vh, bias = operands(6, 5, 3, 4)
     x = x.detach()
@@ -90,21 +96,27 @@ def test_an_input_that_needs_no_gradient_gets_none(product):
     torch.testing.assert_close(sigma.grad, (torch.ones(6, 4, dtype=x.dtype) @ u).T @ (x.reshape(6, 5) @ vh.T))
 
 
-@pytest.mark.parametrize("product", [linear, lambda *parts: FoldedLinear.apply(*parts)[0]])
-def test_batches_of_any_shape_pass(product):
-    _, u, sigma, vh, bias = operands(2, 5, 3, 4)
-    for shape in ((0, 5), (5,), (2, 0, 5), (2, 3, 1, 5)):
-        x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-        y = product(x, u, sigma, vh, bias)
-        assert y.shape == (*shape[:-1], 4)
-        y.sum().backward()
-        assert x.grad.shape == shape
-
-
 @pytest.fixture
 def always_folded(monkeypatch):
     """Small layers take our own Function too."""
     monkeypatch.setattr(contraction, "_FUNCTION", -(10**12))
+
+
+SHAPES = ((0, 5), (5,), (2, 0, 5), (7, 5), (2, 3, 1, 5))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("cost", [10**12, -(10**12)], ids=["chain", "folded"])
+def test_batches_of_any_shape_pass_and_may_be_changed_in_place(shape, cost, monkeypatch):
+    monkeypatch.setattr(contraction, "_FUNCTION", cost)
+    _, u, sigma, vh, bias = operands(2, 5, 3, 4)
+    x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    y = linear(x, u, sigma, vh, bias)
+    assert y.shape == (*shape[:-1], 4)
+    expected = torch.autograd.grad((linear(x, u, sigma, vh, bias) + 0.1).relu().sum(), x)[0]
+    y += 0.1
+    torch.relu_(y)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], expected)
 
 
 def test_per_sample_gradients_by_torch_func(always_folded):
@@ -205,15 +217,37 @@ def test_a_frozen_sigma_keeps_nothing_of_the_batch(name, always_folded):
 
 
 @pytest.mark.parametrize("name", ["linear", "conv2d groups"])
-def test_torch_compile_takes_our_functions_whole(name, always_folded):
+def test_torch_compile_takes_our_functions_whole_for_batches_of_several_sizes(name, always_folded):
     layer, x = KINDS[name]()
     factored = adapt(layer, r=2).base_model.model.layer
+    sigma = factored.parameter("default")
     torch._dynamo.reset()
     compiled = torch.compile(factored, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), factored(x))
-    sigma = factored.parameter("default")
-    pair = [torch.autograd.grad(run(x).square().sum(), sigma)[0] for run in (compiled, factored)]
-    torch.testing.assert_close(*pair)
+    for copies in (1, 2, 3):
+        batch = torch.cat([x] * copies).requires_grad_()
+        torch.testing.assert_close(compiled(batch), factored(batch))
+        runs = [torch.autograd.grad(run(batch).square().sum(), (batch, sigma)) for run in (compiled, factored)]
+        torch.testing.assert_close(*runs)
+
+
+@pytest.mark.parametrize("rank", [1, 128, 512])
+def test_an_exported_linear_layer_holds_for_every_batch(rank):
+    factored = adapt(nn.Linear(512, 512), r=rank).base_model.model.layer
+    sizes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(factored, (torch.randn(64, 512),), dynamic_shapes=sizes).module()
+    for batch in (3, 4000):
+        x = torch.randn(batch, 512)
+        torch.testing.assert_close(exported(x), factored(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d groups"])
+def test_an_exported_convolution_holds_for_every_batch(name):
+    layer, x = CONVS[name]()
+    factored = adapt(layer, r=2).base_model.model.layer
+    example, sizes = torch.cat([x, x]), ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(factored, (example,), dynamic_shapes=sizes).module()
+    batch = torch.cat([x] * 3)
+    torch.testing.assert_close(exported(batch), factored(batch))
 
 
 def test_autocast_keeps_one_cast_weight_for_several_calls_and_leaves_float64_alone():
@@ -226,3 +260,12 @@ def test_autocast_keeps_one_cast_weight_for_several_calls_and_leaves_float64_alo
     with torch.autocast("cpu", torch.bfloat16):
         assert kept_size(twice)[0] < 2 * 64 * 64
         assert adapt(nn.Linear(6, 6).double(), r=2)(torch.randn(2, 6, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_autocast_keeps_no_cast_factors(name, always_folded):
+    layer, x = KINDS[name]()
+    factored = adapt(layer, r=2).base_model.model.layer
+    with torch.autocast("cpu", torch.bfloat16):
+        kept, y = kept_size(lambda: factored(x.requires_grad_()), *factored.factors("default"))
+    assert kept == 2 * y.numel() // layer.weight.shape[0] + 2 * 2  # the inner channels, and sigma
