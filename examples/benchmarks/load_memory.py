@@ -8,7 +8,6 @@ so there are two figures: the peak after one forward over eight tokens, which re
 the peak after every weight was read. Both are resident memory minus what the process held after its imports.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,9 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-import torch
 import transformers
 from peft import get_peft_model
+from timing import write
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
@@ -74,12 +73,14 @@ def main() -> None:
             for kind, folder in folders.items():
                 found[kind].append(peaks(folder))
         sizes = {kind: (folder / "model.safetensors").stat().st_size for kind, folder in folders.items()}
-    pairs = list(zip(found["compressed"], found["dense"], strict=True))
-    ratios = {name: median(small[name] / dense[name] for small, dense in pairs) for name in pairs[0][0]}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    results = {"share": settings.share, "bytes_on_disk": sizes, "peak_bytes": found, "peak_ratio": ratios}
-    Path(settings.output).write_text(json.dumps({**results, "versions": versions}, indent=2))
-    print(json.dumps(results, indent=2))
+    rows = [{"kind": kind, "file": sizes[kind]} | ratios(loads, found["dense"]) for kind, loads in found.items()]
+    write(settings.output, rows, peak_bytes=found)
+
+
+def ratios(loads: list[dict[str, int]], dense: list[dict[str, int]]) -> dict[str, float]:
+    """The median ratio of each peak to that of the dense model loaded just before."""
+    pairs = list(zip(loads, dense, strict=True))
+    return {f"{name}/dense": median(own[name] / other[name] for own, other in pairs) for name in loads[0]}
 
 
 if __name__ == "__main__":

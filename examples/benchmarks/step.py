@@ -8,13 +8,14 @@ A step is zero_grad, forward, backward and AdamW, on random data. The methods ta
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, cast
 
 import torch
 from memory import kept_for_backward, parameter_bytes, state_bytes
 from methods import METHODS
 from tasks import TASKS, Task
-from timing import interleave, ratio, write
+from timing import interleave, ratios, write
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -42,13 +43,14 @@ def main() -> None:
     seconds = interleave(steps, settings.rounds, settings.device)
     rows: list[dict[str, Any]] = []
     for name, (model, optimizer) in made.items():
-        row: dict[str, Any] = {"method": name, "time/dense": ratio(seconds, name, "dense")}
+        times = ratios(seconds, name, "dense")
+        row: dict[str, Any] = {"method": name, "time/dense": median(times), "least": min(times), "most": max(times)}
         row["kept"] = kept_for_backward(model, forward_of(task, model, settings))
         row["optimizer"] = state_bytes(optimizer)
         rows.append(row | parameter_bytes(model))
     for row in rows:
         row |= {f"{what}/dense": row[what] / rows[0][what] for what in ("kept", "optimizer")}
-    write(settings.output, rows, seconds=seconds)
+    write(settings.output, rows, rounds=settings.rounds, seconds=seconds)
 
 
 def forward_of(task: Task, model: nn.Module, settings: Settings) -> Callable[[], Tensor]:
