@@ -235,10 +235,12 @@ def test_a_layer_with_non_finite_sigma_is_skipped_with_one_warning(mlp):
 
 def test_accelerate_loop_with_a_scheduler(tmp_path):
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from torch.utils.data import DataLoader
 
     model = get_peft_model(tiny_llama(), OIALRConfig(**SETTINGS))
-    # The Trainer of transformers 4 leaves an earlier test's bf16 in the environment.
+    # The Trainer of transformers 4 leaves an earlier test's bf16 in Accelerate's state and in the environment.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision="no")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 5)
