@@ -13,18 +13,18 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, cast
 
 import transformers
 from peft import get_peft_model
-from timing import write
+from timing import ratio, write
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from oialr_peft import OIALRConfig, save_compressed
 
 
+PEAKS = ("forward", "every_weight")
 LOAD = """
 import resource, sys, torch, transformers, oialr_peft
 import transformers.models.bert.modeling_bert
@@ -56,7 +56,7 @@ def peaks(folder: Path) -> dict[str, int]:
     """Returns the bytes that a fresh process takes at its peak, after one forward and after all weights were read."""
     command = [sys.executable, "-c", LOAD, str(folder)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-    return dict(zip(("forward", "every_weight"), map(int, printed.split()), strict=True))
+    return dict(zip(PEAKS, map(int, printed.split()), strict=True))
 
 
 def main() -> None:
@@ -68,19 +68,16 @@ def main() -> None:
         model.save_pretrained(folders["dense"])
         config = OIALRConfig(r=settings.share, init="lowrank")
         save_compressed(get_peft_model(model, config), folders["compressed"])
-        found: dict[str, list[dict[str, int]]] = {kind: [] for kind in folders}
+        found: dict[str, dict[str, list[float]]] = {peak: {kind: [] for kind in folders} for peak in PEAKS}
         for _ in tqdm(range(settings.repeats), desc="loads"):
             for kind, folder in folders.items():
-                found[kind].append(peaks(folder))
+                for peak, count in peaks(folder).items():
+                    found[peak][kind].append(count)
         sizes = {kind: (folder / "model.safetensors").stat().st_size for kind, folder in folders.items()}
-    rows = [{"kind": kind, "file": sizes[kind]} | ratios(loads, found["dense"]) for kind, loads in found.items()]
+    rows: list[dict[str, Any]] = [{"kind": kind, "file": size} for kind, size in sizes.items()]
+    for row in rows:
+        row |= {f"{peak}/dense": ratio(counts, row["kind"], "dense") for peak, counts in found.items()}
     write(settings.output, rows, peak_bytes=found)
-
-
-def ratios(loads: list[dict[str, int]], dense: list[dict[str, int]]) -> dict[str, float]:
-    """The median ratio of each peak to that of the dense model loaded just before."""
-    pairs = list(zip(loads, dense, strict=True))
-    return {f"{name}/dense": median(own[name] / other[name] for own, other in pairs) for name in loads[0]}
 
 
 if __name__ == "__main__":

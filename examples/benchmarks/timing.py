@@ -33,15 +33,15 @@ def interleave(runs: dict[str, Callable[[], Any]], rounds: int, device: str = "c
     return seconds
 
 
-def ratio(seconds: dict[str, list[float]], name: str, *others: str) -> float:
-    """The median over the rounds of the time of `name` against the fastest of `others` in the same round."""
-    return median(ratios(seconds, name, *others))
+def ratio(figures: dict[str, list[float]], name: str, *others: str) -> float:
+    """The median over the rounds of the figure of `name` against the least of `others` in the same round."""
+    return median(ratios(figures, name, *others))
 
 
-def ratios(seconds: dict[str, list[float]], name: str, *others: str) -> list[float]:
-    """The time of `name` against the fastest of `others`, round by round."""
-    rivals = zip(*(seconds[other] for other in others), strict=True)
-    return [own / min(rival) for own, rival in zip(seconds[name], rivals, strict=True)]
+def ratios(figures: dict[str, list[float]], name: str, *others: str) -> list[float]:
+    """The figure of `name` against the least of `others`, round by round."""
+    rivals = zip(*(figures[other] for other in others), strict=True)
+    return [own / min(rival) for own, rival in zip(figures[name], rivals, strict=True)]
 
 
 def write(output: str, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
