@@ -9,15 +9,15 @@ register()
 
 from .config import OIALRConfig  # noqa: E402
 from .errors import OIALRWarning  # noqa: E402
-from .model import OIALRModel  # noqa: E402
+from .training.updater import OIALRUpdater  # noqa: E402
+from .tuner.model import OIALRModel  # noqa: E402
 from .update import UpdateReport  # noqa: E402
-from .updater import OIALRUpdater  # noqa: E402
 
 
 if TYPE_CHECKING:
-    from .callback import OIALRCallback
     from .export.compress import save_compressed
-    from .report import rank_report
+    from .report.ranks import rank_report
+    from .training.callback import OIALRCallback
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 # Resolved on first use, so that importing the package does not import the Trainer or rich.
-_LAZY = {"OIALRCallback": "callback", "rank_report": "report", "save_compressed": "export.compress"}
+_LAZY = {"OIALRCallback": "training.callback", "rank_report": "report.ranks", "save_compressed": "export.compress"}
 
 
 def __getattr__(name: str):

@@ -13,7 +13,7 @@ from torch import nn
 
 from .config import OIALRConfig
 from .layers import OIALRLayer
-from .svd import factor_shapes
+from .linalg import factor_shapes
 
 
 PEFT_PREFIX = "base_model.model."

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .analysis.plan import architecture, meta_model, plan_run
-from .analysis.plan_table import plan_table
-from .analysis.speed import measure_svd_gflops
+from .plan.numbers import architecture, meta_model, plan_run
+from .plan.speed import measure_svd_gflops
+from .plan.table import plan_table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,8 +9,7 @@ from typing import Literal
 from peft import PeftConfig
 from peft.utils.peft_types import PeftType
 
-from .schedule import Schedule
-from .svd import RankRule
+from .policy import RankRule, Schedule
 
 
 Rank = int | float | None

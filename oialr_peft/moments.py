@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .distributed import is_sharded, set_block, whole
 from .errors import OIALRWarning
-from .svd import Rotation
+from .linalg import Rotation
+from .workers import is_sharded, set_block, whole
 
 
 # What each entry of an optimizer's per-parameter state is:

@@ -42,7 +42,7 @@ def register() -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     from .config import OIALRConfig
-    from .model import OIALRModel
+    from .tuner.model import OIALRModel
 
     present = PEFT_TYPE_TO_CONFIG_MAPPING.get(_enum_member())
     if present is None:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from .config import OIALRConfig
-from .distributed import Piece, Processes
 from .errors import OIALRWarning
 from .layers import OIALRLayer
-from .layers.rules import initial_rank
+from .linalg import Rotation, decompose
 from .memory import release_memory
 from .moments import MomentCarrier
-from .svd import Rotation, decompose, select_rank
+from .policy import select_rank
+from .tuner.rules import initial_rank
+from .workers import Piece, Processes
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import transformers
 from peft import get_peft_model
 
 from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
+from oialr_peft.linalg import rotate
 from oialr_peft.moments import MomentCarrier, inner_optimizer
-from oialr_peft.svd import rotate
 from tests.conftest import MLP
 
 

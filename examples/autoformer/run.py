@@ -64,7 +64,7 @@ def compare(methods: list[str], settings: Settings) -> dict[str, object]:
 def plot_trace(trace: Path, picture: Path) -> None:
     """Draws the ranks over time, if any basis update has left a trace."""
     if trace.exists():
-        from oialr_peft.analysis.plots import plot_ranks
+        from oialr_peft.report.plots import plot_ranks
 
         plot_ranks(trace, picture)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from oialr_peft.svd import decompose
+from oialr_peft.linalg import decompose
 
 
 BLOCK = {"q, o": (2048, 2048, 2), "k, v": (512, 2048, 2), "gate, up": (8192, 2048, 2), "down": (2048, 8192, 1)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oialr_peft.analysis.plan import SVD_FLOPS, Architecture, Plan, UpdatePlan, architecture, meta_model, plan_run
-from oialr_peft.analysis.plan_table import short
+from oialr_peft.plan.numbers import SVD_FLOPS, Architecture, Plan, UpdatePlan, architecture, meta_model, plan_run
+from oialr_peft.plan.table import short
 
 
 FOLDER = Path(__file__).parent

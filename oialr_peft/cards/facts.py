@@ -16,8 +16,8 @@ from torch import nn
 
 from ..config import OIALRConfig
 from ..layers import OIALRLayer, active_layers
-from ..report import rank_report
-from ..svd import factored_size, two_factor_size
+from ..linalg import factored_size, two_factor_size
+from ..report.ranks import rank_report
 
 
 Kind = Literal["adapter", "compressed"]

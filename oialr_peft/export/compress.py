@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ..cards import write_card
 from ..layers import MultiheadAttention, OIALRLayer, active_layers
-from ..svd import two_factor_size
+from ..linalg import two_factor_size
 from .guard import is_compressed
 from .modules import two_weights
 from .quantizer import CompressedConfig, CompressedQuantizer, shape_like

@@ -5,7 +5,6 @@ from .base import OIALRLayer
 from .conv import Conv1d, Conv2d
 from .dispatch import is_attention, unsupported_reason, wrap
 from .linear import Conv1D, Linear
-from .targets import TargetSelection, select_targets
 from .walk import active_layers, oialr_layers
 
 
@@ -17,12 +16,10 @@ __all__ = [
     "Linear",
     "MultiheadAttention",
     "OIALRLayer",
-    "TargetSelection",
     "active_layers",
     "is_attention",
     "leave_fast_path",
     "oialr_layers",
-    "select_targets",
     "unsupported_reason",
     "wrap",
 ]

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 
-from ..svd import Factors
+from ..linalg import Factors
 from .storage import AdapterStorage
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.grad import conv1d_input, conv2d_input
 
-from ..svd import Factors, rebuild
+from ..linalg import Factors, rebuild
 from .base import OIALRLayer
 from .product import choose_order, plain_autograd_only
 

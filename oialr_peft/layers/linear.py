@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..svd import Factors
+from ..linalg import Factors
 from .base import OIALRLayer
 from .product import linear
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
-from ..svd import cheapest_order, rebuild
+from ..linalg import cheapest_order, rebuild
 
 
 def linear(

@@ -10,10 +10,10 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..distributed import is_sharded, set_block, whole
-from ..svd import Factors, Rotation, factor_shapes
-from .resize import resize_parameter
-from .watch import UpdateWatch
+from ..compat.resize import resize_parameter
+from ..linalg import Factors, Rotation, factor_shapes
+from ..missed_update import UpdateWatch
+from ..workers import is_sharded, set_block, whole
 
 
 class AdapterStorage(BaseTunerLayer, nn.Module):

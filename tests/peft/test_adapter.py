@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 import oialr_peft
 from oialr_peft import OIALRConfig, OIALRModel, rank_report
-from oialr_peft.svd import orthonormality_error
+from oialr_peft.linalg import orthonormality_error
 from tests.conftest import MLP, tiny_gpt2, tokens
 
 
@@ -256,7 +256,7 @@ def test_the_error_of_initialisation_is_reported_and_logged(init, largest, caplo
     with torch.no_grad():
         layer.weight.copy_(layer.weight[:, :6] @ torch.randn(6, 200) + 1e-2 * layer.weight)  # close to rank 6
     rank = None if init == "svd" else 6
-    with caplog.at_level("INFO", logger="oialr_peft.model"):
+    with caplog.at_level("INFO", logger="oialr_peft.tuner.model"):
         model = get_peft_model(nn.Sequential(layer), OIALRConfig(target_modules=["0"], r=rank, init=init))
     (error,) = model.base_model.init_errors.values()
     factored = model.base_model.model[0]

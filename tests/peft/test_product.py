@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from oialr_peft.layers.product import FoldedLinear, linear
-from oialr_peft.svd import cheapest_order, contraction
+from oialr_peft.linalg import cheapest_order, contraction
 from tests.peft.test_layer_kinds import CONVS, adapt
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater, OIALRWarning
-from oialr_peft.analysis.plots import plot_ranks
-from oialr_peft.analysis.trace import read_trace
+from oialr_peft.report.plots import plot_ranks
+from oialr_peft.training.trace import read_trace
 from tests.conftest import MLP, tiny_autoformer, tiny_llama, tokens
 from tests.training.runs import SETTINGS, dataset, losses, trainer
 

@@ -1,0 +1,1 @@
+"""What this package needs of other libraries beyond their public surface, in one place."""

@@ -1,0 +1,22 @@
+"""The maths of OIALR: tensors in, tensors out. No torch.nn, no PEFT, no torch.distributed."""
+
+from .cost import cheapest_order, forward_multiplications, rebuild
+from .factors import Factors, factor_shapes, factored_size, orthonormality_error, two_factor_size, working_dtype
+from .rotation import Rotation, decompose, rotate, rotate_lowrank
+
+
+__all__ = [
+    "Factors",
+    "Rotation",
+    "cheapest_order",
+    "decompose",
+    "factor_shapes",
+    "factored_size",
+    "forward_multiplications",
+    "orthonormality_error",
+    "rebuild",
+    "rotate",
+    "rotate_lowrank",
+    "two_factor_size",
+    "working_dtype",
+]

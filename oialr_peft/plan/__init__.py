@@ -1,0 +1,1 @@
+"""What a run would cost, computed from shapes alone: `oialr plan`."""

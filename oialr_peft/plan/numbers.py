@@ -1,0 +1,229 @@
+"""What a run would cost on so many processes, computed from shapes alone. Nothing here is measured or sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import transformers
+from torch import nn
+
+from ..config import OIALRConfig
+from ..layers import active_layers
+from ..linalg import factored_size
+from ..tuner.model import OIALRModel
+from ..tuner.rules import initial_rank
+from ..workers import assign_owners, rounds, svd_cost
+
+
+BYTES = 4  # of a float32 value: weights, factors, gradients, moments and what an update sends
+SVD_FLOPS = 22  # per rows x cols x min: Golub-Reinsch with both bases, square (Golub and Van Loan, section 8.6)
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a plan needs to know of a model: the matrix shape of every layer that OIALRConfig() targets, and how many
+    values the dense model holds and trains."""
+
+    name: str
+    shapes: dict[str, Shape]
+    parameters: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """One update. `svd_flops`: work of each process; `imbalance`: the slowest over the mean of all processes;
+    `seconds`: until the slowest is done, round by round; `bytes_sent`: all that is broadcast and summed, once;
+    `bytes_held`: rotations that a process holds at the same time, at most."""
+
+    svd_flops: list[int]
+    imbalance: float
+    seconds: float
+    bytes_sent: int
+    bytes_held: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that one process holds under DDP and Adam, activations and the moment of an update apart.
+
+    `buckets` are DDP's copies of the gradients; `gradient_as_bucket_view=True` saves them.
+    """
+
+    weights: int
+    factors: int
+    gradients: int
+    buckets: int
+    moments: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.factors + self.gradients + self.buckets + self.moments
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of the model on `processes`, each layer at the share `rank` of its full rank, in float32.
+
+    `from_scratch`: as with OIALRConfig(delay=..., train_rest=True), else as with OIALRConfig(). `factorisation` is at
+    full rank, before any cut; `update` has all layers due and cuts nothing. `step_bytes` are the gradients reduced per
+    step, `dense_step_bytes` those of the dense model.
+    """
+
+    model: str
+    processes: int
+    rank: float
+    update_interval: int
+    from_scratch: bool
+    svd_gflops: float
+    layers: int
+    parameters: int
+    trainable: int
+    factorisation: UpdatePlan
+    update: UpdatePlan
+    step_bytes: int
+    dense_step_bytes: int
+    memory: MemoryPlan
+    dense_memory: MemoryPlan
+
+    @property
+    def ring_factor(self) -> float:
+        """What a process sends per byte of a ring all-reduce: 2 (N - 1) / N."""
+        return 2 * (self.processes - 1) / self.processes
+
+    def as_dict(self) -> dict:
+        """Every field, ready for JSON."""
+        totals = {"memory": self.memory.total, "dense_memory": self.dense_memory.total}
+        fields = asdict(self)
+        for name, total in totals.items():
+            fields[name]["total"] = total
+        return {**fields, "ring_factor": self.ring_factor}
+
+
+def meta_model(source: str) -> nn.Module:
+    """The model of a transformers config (Hub id, folder or config.json) on the meta device, without weights.
+
+    The class is the one that the config names under `architectures`, else what AutoModel makes of it.
+
+    Raises:
+        ValueError: there is no such config, or transformers does not know its model.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"No transformers config at {source!r}. Give a Hub id, a folder with a config.json, or that file; "
+            f"transformers says: {error}"
+        ) from error
+    kinds = [getattr(transformers, name, None) for name in config.architectures or ()]
+    with torch.device("meta"):
+        return kinds[0](config) if kinds and kinds[0] else transformers.AutoModel.from_config(config)
+
+
+def architecture(model: nn.Module, name: str) -> Architecture:
+    """What a plan needs of `model`. Its layers are wrapped on the way: pass one from `meta_model`, not one in use.
+
+    Raises:
+        ValueError: no layer of the model can be factorised.
+    """
+    sizes = {trained: 0 for trained in (True, False)}
+    for parameter in model.parameters():
+        sizes[parameter.requires_grad] += parameter.numel()
+    # A delay, because meta weights cannot be factorised; which layers are chosen does not depend on it.
+    tuner = OIALRModel(model, OIALRConfig(delay=1), "default")
+    shapes = {name: layer.matrix_shape for name, layer, _ in active_layers(tuner.model)}
+    return Architecture(name, shapes, sizes[True] + sizes[False], sizes[True])
+
+
+def plan_run(
+    dense: Architecture,
+    processes: int,
+    *,
+    rank: float = 0.25,
+    update_interval: int = 400,
+    from_scratch: bool = False,
+    svd_gflops: float,
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        dense: the model, from `architecture`.
+        processes: how many train together with DDP.
+        rank: share in (0, 1] of min(out, in) that every layer has.
+        svd_gflops: speed of one process at SVDs, in 1e9 of `SVD_FLOPS` x rows x cols x min per second.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+    _check(processes=processes, rank=rank, update_interval=update_interval, svd_gflops=svd_gflops)
+    config = OIALRConfig(r=float(rank))
+    shapes, full = [*dense.shapes.values()], [min(shape[-2:]) for shape in dense.shapes.values()]
+    ranks = [initial_rank(name, size, config) for name, size in zip(dense.shapes, full, strict=True)]
+    sigmas = [(*shape[:-2], r, r) for shape, r in zip(shapes, ranks, strict=True)]
+    targeted = sum(map(math.prod, shapes)) if from_scratch else 0
+    trainable = sum(map(math.prod, sigmas)) + (dense.trainable - targeted if from_scratch else 0)
+    factors = sum(factored_size(shape, r) for shape, r in zip(shapes, ranks, strict=True))
+    return Plan(
+        model=dense.name,
+        processes=processes,
+        rank=rank,
+        update_interval=update_interval,
+        from_scratch=from_scratch,
+        svd_gflops=svd_gflops,
+        layers=len(shapes),
+        parameters=dense.parameters,
+        trainable=trainable,
+        # Without a delay the layers are factorised at injection, by every process for itself.
+        factorisation=plan_update(shapes, full, processes if from_scratch else 1, svd_gflops),
+        update=plan_update(sigmas, ranks, processes, svd_gflops),
+        step_bytes=BYTES * trainable if processes > 1 else 0,
+        dense_step_bytes=BYTES * dense.trainable if processes > 1 else 0,
+        memory=_memory(dense.parameters - targeted, factors, trainable, processes),
+        dense_memory=_memory(dense.parameters, 0, dense.trainable, processes),
+    )
+
+
+def plan_update(shapes: Sequence[Shape], ranks: Sequence[int], processes: int, svd_gflops: float) -> UpdatePlan:
+    """The cost of decomposing matrices of `shapes`, (rows, cols) or (groups, rows, cols), to `ranks`.
+
+    The seconds are the work over `svd_gflops`. The owners of a round wait for its slowest. Sent are, per matrix, the
+    bases (rows, rank) and (cols, rank), the singular values, and the rank itself as one int64.
+    """
+    costs = [SVD_FLOPS * svd_cost(shape) for shape in shapes]
+    owners = assign_owners(costs, processes)
+    values = [math.prod(shape[:-2]) * r * (sum(shape[-2:]) + 1) for shape, r in zip(shapes, ranks, strict=True)]
+    loads, waited, held = [0] * processes, 0, 0
+    for pieces in rounds(costs, processes):
+        own = [0] * processes
+        for piece in pieces:
+            own[owners[piece]] += costs[piece]
+        loads = [load + more for load, more in zip(loads, own, strict=True)]
+        waited += max(own)
+        held = max(held, sum(values[piece] for piece in pieces))
+    return UpdatePlan(
+        svd_flops=loads,
+        imbalance=max(loads) * processes / sum(loads),
+        seconds=waited / (svd_gflops * 1e9),
+        bytes_sent=BYTES * sum(values) + 8 * len(shapes) if processes > 1 else 0,
+        bytes_held=BYTES * held,
+    )
+
+
+def _memory(weights: int, factors: int, trainable: int, processes: int) -> MemoryPlan:
+    buckets = trainable if processes > 1 else 0
+    return MemoryPlan(*(BYTES * count for count in (weights, factors, trainable, buckets, 2 * trainable)))
+
+
+def _check(*, processes: int, rank: float, update_interval: int, svd_gflops: float) -> None:
+    for name, value in (("processes", processes), ("update_interval", update_interval)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1; got {value}.")
+    if not 0 < rank <= 1:
+        raise ValueError(f"`rank` is a share of the full rank and must be in (0, 1]; got {rank}.")
+    if not (svd_gflops > 0 and math.isfinite(svd_gflops)):
+        raise ValueError(f"`svd_gflops` must be above 0 and finite; got {svd_gflops}.")

@@ -1,0 +1,37 @@
+"""Figures from traces. The only place that needs matplotlib (extra `plots`)."""
+
+from __future__ import annotations
+
+import os
+
+from ..training.trace import read_trace
+
+
+def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
+    """Draw the rank of every layer over the optimizer steps of a trace, and save it to `out` (png, svg or pdf).
+
+    One grey line per layer and the mean in colour; the axis is the rank at factorisation as a share.
+
+    Raises:
+        ValueError: the trace holds no update.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    updates = read_trace(trace)
+    if not updates:
+        raise ValueError(f"The trace {os.fspath(trace)} holds no update; was the run shorter than the first one?")
+    full = {name: updates[0]["changed"].get(name, [rank])[0] for name, rank in updates[0]["ranks"].items()}
+    steps = [0, *(update["step"] for update in updates)]
+    shares = {name: [1.0, *(u["ranks"][name] / rank for u in updates)] for name, rank in full.items()}
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for values in shares.values():
+        axes.step(steps, values, where="post", color="0.75", linewidth=0.8)
+    mean = [sum(values) / len(shares) for values in zip(*shares.values(), strict=True)]
+    axes.step(steps, mean, where="post", color="tab:blue", linewidth=2, label=f"mean of {len(shares)} layers")
+    axes.set(xlabel="optimizer step", ylabel="share of the full rank", ylim=(0, 1.05))
+    axes.legend(frameon=False)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)

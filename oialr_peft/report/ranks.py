@@ -1,0 +1,108 @@
+"""rank_report: what a model holds and costs, layer by layer, against its dense self."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from ..layers import OIALRLayer, active_layers
+from ..linalg import factored_size, forward_multiplications
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer: its parameters, bytes and forward FLOPs (two per multiplication) per input row or, of a convolution,
+    per output position, biases apart.
+
+    What counts as held: u, sigma and vh, or the dense weight; and the dense base weight where it is kept.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int
+    trainable: int
+    parameters: int
+    bytes: int
+    flops: int
+    dense_parameters: int
+    dense_bytes: int
+    dense_flops: int
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """`layers`: a LayerReport for each targeted layer; `trainable` and `total`: parameters of the whole model, where
+    total counts everything held: weights, frozen factors and, where kept, dense base weights."""
+
+    layers: list[LayerReport]
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        table = Table(title="OIALR ranks", caption=self._caption(), caption_justify="left")
+        table.add_column("layer", overflow="fold")
+        for heading in ("shape", "rank", "trainable", "held", "of dense", "FLOPs of dense"):
+            table.add_column(heading, justify="right")
+        for layer in self.layers:
+            table.add_row(
+                escape(layer.name),
+                "x".join(map(str, layer.shape)),
+                str(layer.rank),
+                f"{layer.trainable:,}",
+                f"{layer.parameters:,}",
+                f"{layer.parameters / layer.dense_parameters:.0%}",
+                f"{layer.flops / layer.dense_flops:.0%}",
+            )
+        text = io.StringIO()
+        Console(file=text, width=140).print(table)
+        return text.getvalue()
+
+    def _caption(self) -> str:
+        held, dense = sum(x.parameters for x in self.layers), sum(x.dense_parameters for x in self.layers)
+        return (
+            f"{len(self.layers)} layers hold {held:,} parameters, {held / dense:.0%} of dense; the model trains "
+            f"{self.trainable:,} of {self.total:,}"
+        )
+
+
+def rank_report(model: nn.Module) -> RankReport:
+    """Shape, rank, parameters, bytes and FLOPs of every OIALR layer against dense; `print` shows a table.
+
+    Raises:
+        TypeError: the model has no active OIALR adapter.
+    """
+    layers = active_layers(model)
+    if not layers:
+        raise TypeError(f"{type(model).__name__} has no active OIALR adapter to report on.")
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    return RankReport(
+        layers=[_layer_report(name, layer, adapter) for name, layer, adapter in layers],
+        trainable=sum(t.numel() for t in tensors if t.requires_grad),
+        total=sum(t.numel() for t in tensors),
+    )
+
+
+def _layer_report(name: str, layer: OIALRLayer, adapter: str) -> LayerReport:
+    *groups, rows, cols = layer.matrix_shape
+    rank, count, base = layer.rank(adapter), math.prod(groups), layer.base_weight  # the base is empty once freed
+    own, multiplications = count * rows * cols, rows * cols
+    if layer.is_factored(adapter):
+        own, multiplications = factored_size(layer.matrix_shape, rank), forward_multiplications(cols, rank, rows)
+    return LayerReport(
+        name=name,
+        shape=layer.weight_shape,
+        rank=rank,
+        trainable=layer.trainable_size(adapter),
+        parameters=own + base.numel(),
+        bytes=own * layer.parameter(adapter).element_size() + base.numel() * base.element_size(),
+        flops=2 * count * multiplications,
+        dense_parameters=count * rows * cols,
+        dense_bytes=count * rows * cols * base.element_size(),
+        dense_flops=2 * count * rows * cols,
+    )

@@ -1,0 +1,1 @@
+"""The training side: when updates happen, in a loop of your own and in the Trainer."""

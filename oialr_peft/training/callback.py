@@ -1,0 +1,121 @@
+"""OIALRCallback: the Trainer's events forwarded to an OIALRUpdater."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import CallbackHandler, ExportableState
+
+from ..errors import OIALRWarning
+from ..update import UpdateReport
+from .trace import append_report
+from .updater import OIALRUpdater
+
+
+class OIALRCallback(TrainerCallback, ExportableState):
+    """Makes the basis updates of an OIALR model in the Trainer: `Trainer(..., callbacks=[OIALRCallback()])`.
+
+    Every update is logged (`oialr/mean_rank`, `oialr/trainable_parameters`, `oialr/update_seconds`, ...) to the
+    Trainer's history and to whatever `report_to` names. The step count is saved in the Trainer's checkpoints, so a
+    resumed run goes on where it stopped.
+
+    Args:
+        trace: path of a JSON-lines file that gets one line per update with the rank of every layer, for plots. `None`
+            (default) writes none.
+        check: compare what the processes hold after every update, as in `OIALRUpdater`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError, RuntimeError: before step 1, as `OIALRUpdater`.
+    """
+
+    def __init__(self, trace: str | os.PathLike | None = None, *, check: bool = False) -> None:
+        self.trace = None if trace is None else os.fspath(trace)
+        self.check = check
+        self.progress: dict[str, int] = {"steps": 0}
+        self.updater: OIALRUpdater | None = None
+        self._model: weakref.ref | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        handler = _calling_handler()
+        if handler is not None and sum(isinstance(c, OIALRCallback) for c in handler.callbacks) > 1:
+            raise ValueError("The Trainer has several OIALRCallbacks; every update would be made twice. Pass one.")
+        model = kwargs["model"]
+        self.updater = OIALRUpdater(model, kwargs["optimizer"], check=self.check)
+        self.updater.load_state_dict(self._progress_of(model, state))
+        self._model = weakref.ref(model)
+        if self.updater.steps == 0 and self.trace is not None:
+            Path(self.trace).unlink(missing_ok=True)  # a new run; lines of an earlier one would stay in front
+        self._warn_if_too_short(state)
+        if getattr(args, "fsdp", None) and not self.updater.sharded:
+            warnings.warn(
+                "The Trainer was asked for FSDP but does not shard this model: with `use_cpu` transformers runs DDP "
+                "instead. Every process holds the whole model.",
+                OIALRWarning,
+                stacklevel=2,
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.updater is None:
+            raise RuntimeError("OIALRCallback was added after training began; pass it to the Trainer's `callbacks`.")
+        report = self.updater.step()
+        self.progress = self.updater.state_dict()
+        if report is not None and state.is_world_process_zero:
+            self._log(report, args, state, control)
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into its checkpoints' trainer_state.json."""
+        return {"args": {"trace": self.trace, "check": self.check}, "attributes": {"progress": self.progress}}
+
+    def _progress_of(self, model: Any, state: Any) -> dict[str, int]:
+        """The step count to go on from: the checkpoint's when resuming, this callback's for the same model, else 0.
+
+        The Trainer restores callbacks by itself only if `restore_callback_states_from_checkpoint` is set, so it is
+        read here. A checkpoint made without this callback counts the Trainer's steps.
+        """
+        if state.global_step == 0:
+            known = self._model is not None and self._model() is model
+            return self.progress if known else {"steps": 0}
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        saved = saved[0] if isinstance(saved, list) else saved
+        return saved["attributes"]["progress"] if saved else {"steps": state.global_step}
+
+    def _warn_if_too_short(self, state: Any) -> None:
+        assert self.updater is not None
+        first = self.updater.config.delay or self.updater.config.update_interval
+        last = self.updater.steps + state.max_steps - state.global_step
+        if last < first:
+            warnings.warn(
+                f"This run ends at optimizer step {last}, before the first OIALR update at step {first}: nothing "
+                "will be cut. Lower `delay` or `update_interval`, or train longer.",
+                OIALRWarning,
+                stacklevel=2,
+            )
+
+    def _log(self, report: UpdateReport, args: Any, state: Any, control: Any) -> None:
+        if self.trace is not None:
+            append_report(self.trace, report)
+        logs = {**report.as_logs(), "epoch": state.epoch}
+        state.log_history.append({**logs, "step": state.global_step})
+        if (handler := _calling_handler()) is not None:
+            # Not its `on_log`, which would mark the Trainer's own log of this step as done.
+            handler.call_event("on_log", args, state, control, logs=logs)
+
+
+def _calling_handler() -> CallbackHandler | None:
+    """The Trainer's CallbackHandler that is calling this callback.
+
+    TensorBoard, W&B and others take logs from the handler's `on_log` event alone, and callbacks are given no reference
+    to it or to the Trainer. It is the caller of every callback event, so the call stack names it.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if isinstance(handler := frame.f_locals.get("self"), CallbackHandler):
+            return handler
+        frame = frame.f_back
+    return None

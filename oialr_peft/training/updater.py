@@ -1,0 +1,166 @@
+"""OIALRUpdater: when the updates happen. Used like a learning-rate scheduler, in any loop."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..compat.ddp import ReducerKeeper
+from ..config import OIALRConfig
+from ..errors import OIALRWarning
+from ..layers import active_layers
+from ..moments import MomentCarrier
+from ..update import UpdateReport, update_bases
+from ..workers import Processes, digest, is_sharded, refuse_unsupported, whole
+
+
+class OIALRUpdater:
+    """Makes the basis updates of an OIALR model when they are due.
+
+    ```python
+    updater = OIALRUpdater(model, optimizer)
+    for batch in loader:
+        model(**batch).loss.backward()
+        optimizer.step()
+        updater.step()          # after every optimizer step
+        optimizer.zero_grad()
+    ```
+
+    Args:
+        model: a PEFT model with an OIALR adapter, or a transformers model with one (`model.add_adapter`).
+        optimizer: the optimizer that trains it, also as wrapped by Accelerate. Parameters keep their identity through
+            every update, so parameter groups, schedulers and wrappers stay valid.
+        check: on several processes, compare ranks, factors and moments after every update and stop where they differ.
+            Default `False`; it costs a hash of all factors. For hunting faults.
+
+    Raises:
+        TypeError, ValueError: the model has no active OIALR adapter, or the optimizer does not hold its parameters.
+        NotImplementedError: the model is sharded over processes (FSDP, ZeRO, tensor parallel).
+        RuntimeError: on several processes, when they have different configs, layers or ranks, or one reports an error.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Any, *, check: bool = False) -> None:
+        self.processes = Processes()
+        self.check = check
+        self.layers = active_layers(model)
+        self.optimizer = optimizer
+        self.steps = 0
+        error: Exception | None = None
+        try:
+            self._take(model)
+        except Exception as found:
+            error = found
+        self.processes.agree(self._facts(), error)
+
+    def _take(self, model: nn.Module) -> None:
+        if not self.layers:
+            raise TypeError(
+                f"{type(model).__name__} has no active OIALR adapter. Make one with "
+                "`get_peft_model(model, OIALRConfig())` before training, or leave the OIALR callback or updater away."
+            )
+        if self.processes.several:
+            refuse_unsupported(model, self.optimizer)
+        adapter = self.layers[0][2]
+        self.config = _config_of(model, adapter)
+        self.carrier = MomentCarrier(self.optimizer, self.config.moments)
+        self._watch = next((watch for _, layer, _ in self.layers if (watch := layer.watches.get(adapter))), None)
+        self._check_optimizer()
+        self._keeper: ReducerKeeper | None = None
+        self.sharded = any(map(is_sharded, self._parameters().values()))
+        if self.processes.several and not self.sharded:
+            self._keeper = ReducerKeeper(model, self._parameters(), ("oialr_u", "oialr_vh"))
+
+    def _facts(self) -> dict[str, Any]:
+        """What must be the same on all processes."""
+        config = getattr(self, "config", None)
+        fields = {} if config is None else config.to_dict()
+        facts = {f"OIALRConfig.{field}": value for field, value in fields.items() if field != "ranks"}
+        return {**facts, "the layers and ranks": {name: layer.rank(adapter) for name, layer, adapter in self.layers}}
+
+    def _digests(self) -> dict[str, Any]:
+        """What the layers hold after an update, moments included, for comparison between processes."""
+        digests = {}
+        for name, layer, adapter in self.layers:
+            parameter = layer.parameter(adapter)
+            factors = [layer.matrix(adapter)]
+            if layer.is_factored(adapter):
+                factors += [layer.factors(adapter).u, layer.factors(adapter).vh]
+            state = self.carrier.optimizer.state.get(parameter) or {}
+            moments = [whole(value) for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
+            where = f"after the update at step {self.steps}"
+            digests[f"'{name}' {where}"] = {"rank": layer.rank(adapter), "factors": digest(factors)}
+            digests[f"the moments of '{name}' {where}"] = digest(moments)
+        return digests
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {name: layer.parameter(adapter) for name, layer, adapter in self.layers}
+
+    def step(self) -> UpdateReport | None:
+        """Count one optimizer step; where an update is due after it, make it and report it.
+
+        Calls inside an accumulation window of Accelerate and steps that its gradient scaler skipped are not counted.
+        """
+        if self._watch is not None:
+            self._watch.reset()
+        window = getattr(self.optimizer, "gradient_state", None)
+        if getattr(self.optimizer, "step_was_skipped", False) or not getattr(window, "sync_gradients", True):
+            return None
+        self.steps += 1
+        number = self.config.schedule.update_number(self.steps)
+        if number is None:
+            return None
+        report = update_bases(
+            self.layers, self.config, self.carrier, self.processes, step=self.steps, update_number=number
+        )
+        if self._keeper is not None and (report.factorised or report.changed):
+            self._keeper.rebuild()
+        if self.check:
+            self.processes.agree(self._digests(), None)
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON. Bases and ranks are in the adapter, moments in the optimizer; under FSDP ranks are here."""
+        live = {name: layer.live_ranks[a] for name, layer, a in self.layers if a in layer.live_ranks}
+        return {"steps": self.steps, **({"live_ranks": live} if live else {})}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict()`; load the adapter and the optimizer's state as well."""
+        self.steps = int(state["steps"])
+        for name, layer, adapter in self.layers:
+            if name in state.get("live_ranks", {}):
+                layer.live_ranks[adapter] = state["live_ranks"][name]
+
+    def _check_optimizer(self) -> None:
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        parameters = self._parameters()
+        frozen = [name for name, p in parameters.items() if not p.requires_grad]
+        if frozen:
+            raise ValueError(
+                f"The OIALR adapter is frozen ('{frozen[0]}'). Load it with `is_trainable=True` to train it further."
+            )
+        if merged := [name for name, layer, _ in self.layers if layer.merged]:
+            raise ValueError(f"The OIALR adapter is merged ('{merged[0]}'). Call `unmerge_adapter()` to train it.")
+        if missing := [name for name, p in parameters.items() if id(p) not in held]:
+            raise ValueError(
+                f"The optimizer does not hold the OIALR parameters of {len(missing)} of {len(parameters)} layers, "
+                f"first '{missing[0]}'. Create the optimizer after the adapter, from `model.parameters()`."
+            )
+        if stale := self.carrier.drop_stale(parameters):
+            warnings.warn(
+                f"The optimizer held moments of another rank for {len(stale)} layers, first '{stale[0]}': an adapter "
+                "was loaded under it. They start afresh.",
+                OIALRWarning,
+                stacklevel=3,
+            )
+
+
+def _config_of(model: nn.Module, adapter: str) -> OIALRConfig:
+    """The adapter's config, held by the model or by the part of it that has the adapter (sentence-transformers)."""
+    for module in model.modules():
+        config = (getattr(module, "peft_config", None) or {}).get(adapter)
+        if isinstance(config, OIALRConfig):
+            return config
+    raise TypeError(f"{type(model).__name__} has OIALR layers, but no OIALRConfig of the adapter {adapter!r}.")

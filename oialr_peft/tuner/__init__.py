@@ -1,0 +1,1 @@
+"""The PEFT tuner: which layers are factorised, injection, saving and loading."""

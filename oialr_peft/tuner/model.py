@@ -1,0 +1,269 @@
+"""OIALRModel, the tuner: injection, saving and loading."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from typing import Any, ClassVar, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..checkpoint import check_file, cut_to_live, file_ranks, rest_keys
+from ..config import OIALRConfig
+from ..layers import (
+    PROJECTIONS,
+    MultiheadAttention,
+    OIALRLayer,
+    active_layers,
+    is_attention,
+    leave_fast_path,
+    oialr_layers,
+    wrap,
+)
+from ..linalg import Factors, decompose, factor_shapes, working_dtype
+from ..memory import release_memory
+from ..missed_update import UpdateWatch
+from ..workers import whole
+from .rules import initial_rank
+from .targets import TargetSelection, select_targets
+
+
+logger = logging.getLogger(__name__)
+
+
+class OIALRModel(BaseTuner):
+    """The tuner behind `get_peft_model(model, OIALRConfig(...))`.
+
+    Attributes:
+        selection: which layers were chosen and why others were left alone; `print(model.base_model.selection)`.
+        init_errors: {module name: relative Frobenius error} of the weights that the last adapter factorised when it
+            was made, in float32: rounding at full rank, what `r` leaves out below it. Also logged, with the time.
+    """
+
+    prefix: str = "oialr_"
+    tuner_layer_cls = OIALRLayer
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    selection: TargetSelection
+    init_errors: dict[str, float]
+
+    def ranks(self) -> dict[str, int]:
+        """{module name: current rank} of the active adapter; min(out, in) before factorisation."""
+        return {name: layer.rank(adapter) for name, layer, adapter in active_layers(self.model)}
+
+    # -- injection ---------------------------------------------------------------------------------------------
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config = cast(OIALRConfig, self.peft_config[adapter_name])
+        began, self.init_errors = time.perf_counter(), {}
+        # A bar that shows up once an initialisation takes longer than two seconds.
+        with tqdm(desc="OIALR: preparing layers", unit="layer", delay=2, leave=False) as self._progress:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        del self._progress
+        logger.info("%s", self.selection)
+        if self.init_errors:
+            release_memory()
+            worst = max(self.init_errors, key=self.init_errors.__getitem__)
+            logger.info(
+                "OIALR: factorised %d layers in %.1f s (init=%r); largest relative error %.2g, of '%s'.",
+                *(len(self.init_errors), time.perf_counter() - began, config.init, self.init_errors[worst], worst),
+            )
+        for first in [layer for _, layer in oialr_layers(model) if layer.holds(adapter_name)][:1]:
+            first.watches[adapter_name] = UpdateWatch(first, adapter_name, config.delay + config.update_interval)
+
+    def _post_injection_hook(self, model: nn.Module, config: OIALRConfig, adapter_name: str) -> None:
+        leave_fast_path(model)
+        if config.train_rest and hasattr(model, "tie_weights"):
+            # PEFT's low_cpu_mem_usage replaces every loaded Parameter by its own, tied ones too.
+            self.register_load_state_dict_post_hook(_tie_weights)
+
+    def disable_adapter_layers(self) -> None:
+        self._check_base_is_intact("disabling the adapter")
+        super().disable_adapter_layers()
+
+    def unload(self) -> nn.Module:
+        self._check_base_is_intact("unloading the adapter")
+        return super().unload()
+
+    def _check_base_is_intact(self, wish: str) -> None:
+        for _, layer in oialr_layers(self.model):
+            layer.check_base(wish)
+        if any(getattr(config, "train_rest", False) for config in self.peft_config.values()):
+            raise RuntimeError(
+                f"With `train_rest` the rest of the model was trained too, so {wish} would not give the base model "
+                "back. Load the base model again, or create the adapter with OIALRConfig(train_rest=False)."
+            )
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        for _, layer in oialr_layers(self.model):
+            if layer.holds(adapter_name):  # all of them before PEFT deletes from any
+                layer.check_base(f"deleting the adapter {adapter_name!r}")
+        super().delete_adapter(adapter_name)
+
+    def _check_new_adapter_config(self, config: OIALRConfig) -> None:
+        super()._check_new_adapter_config(config)
+        if len(self.peft_config) < 2:
+            return
+        others = [other for other in self.peft_config.values() if isinstance(other, OIALRConfig)]
+        for field, rule in (
+            ("train_rest", "the rest of the model can belong to one adapter only"),
+            ("frees_base", "a freed base weight leaves nothing for a second adapter"),
+        ):
+            if any(getattr(other, field) for other in others):
+                self.peft_config = {k: v for k, v in self.peft_config.items() if v is not config}
+                raise ValueError(
+                    f"Several OIALR adapters need `train_rest=False` and kept base weights in all of them: {rule}. "
+                    "Create each with OIALRConfig(keep_base_weights=True, train_rest=False)."
+                )
+
+    def _prepare_adapter_config(self, peft_config: OIALRConfig, model_config: dict) -> OIALRConfig:
+        return peft_config  # target_modules=None is resolved in _prepare_model, which sees the model
+
+    def _prepare_model(self, peft_config: OIALRConfig, model: nn.Module) -> None:
+        _maybe_include_all_linear_layers(peft_config, model)
+
+        def matches(name: str) -> bool | None:
+            probe = peft_config if peft_config.target_modules is not None else _with_target(peft_config, name)
+            found = BaseTuner._check_target_module_exists(probe, name)
+            return None if type(found).__name__ == "_ExcludedModule" else bool(found)
+
+        self.selection = select_targets(model, peft_config, matches)
+        self._progress.total = len(self.selection.chosen)
+        if peft_config.target_modules is None:
+            peft_config.target_modules = set(self.selection.chosen)
+
+    def _check_target_module_exists(self, peft_config: OIALRConfig, key: str):  # type: ignore[override]
+        found = BaseTuner._check_target_module_exists(peft_config, key)
+        return found if not found or key in self.selection.chosen else False
+
+    def _create_and_replace(
+        self,
+        peft_config: OIALRConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if is_attention(target):
+            attention = target if isinstance(target, MultiheadAttention) else MultiheadAttention(cast(Any, target))
+            setattr(parent, target_name, attention)
+            for name in PROJECTIONS:
+                child, key = getattr(attention, name), f"{current_key}.{name}"
+                self._create_and_replace(peft_config, adapter_name, child, name, attention, key)
+                getattr(attention, name).part_of_attention = True
+            return
+        layer = target if isinstance(target, OIALRLayer) else wrap(target)
+        self._fill(layer, peft_config, adapter_name, current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+        self._progress.update()
+
+    def _fill(self, layer: OIALRLayer, config: OIALRConfig, adapter: str, name: str) -> None:
+        weight = layer.base_weight
+        dtype = working_dtype(weight.dtype)
+        saved = None if config.ranks is None else config.ranks.get(name)
+        if saved is not None:
+            nan = torch.full((), float("nan"), dtype=dtype, device=weight.device)
+            factors = Factors(*(nan.expand(s).clone() for s in factor_shapes(layer.matrix_shape, saved)))
+            layer.add_factored(adapter, factors, config.frees_base, filled=False)
+        elif config.delay or config.ranks is not None:
+            layer.add_dense(adapter, config.frees_base)
+        else:
+            matrix = weight.reshape(layer.matrix_shape)
+            factors = _decompose(matrix, name, config, dtype)
+            self.init_errors[name] = factors.error(matrix)
+            layer.add_factored(adapter, factors if config.init_weights else _disturbed(factors), config.frees_base)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, MultiheadAttention):
+            setattr(parent, child_name, new_module)  # PEFT's would look for the one weight of the child
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        rest: list[nn.Parameter] = []
+        if any(getattr(self.peft_config[name], "train_rest", False) for name in self.active_adapters):
+            frozen = {id(m.base_weight) for m in model.modules() if isinstance(m, OIALRLayer)}
+            inference = any(self.peft_config[name].inference_mode for name in self.active_adapters)
+            rest = [p for p in model.parameters() if p.requires_grad and not inference and id(p) not in frozen]
+        super()._mark_only_adapters_as_trainable(model)
+        for parameter in rest:
+            parameter.requires_grad_(True)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # Factors are made in float32 or better, so there is nothing to raise; without autocast they are lowered once.
+        if autocast_adapter_dtype:
+            return super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in self.model.modules():
+            if isinstance(layer, OIALRLayer) and layer.holds(adapter_name):
+                layer.lower_dtype(adapter_name)
+
+    # -- saving and loading ------------------------------------------------------------------------------------
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: OIALRConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """The adapter's tensors, with `train_rest` also all the rest; notes the present ranks in the config."""
+        selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        if config.train_rest:
+            selected.update({key: state_dict[key] for key in rest_keys(model, state_dict)})
+        selected = {key: whole(value) for key, value in selected.items()}
+        for name, layer in oialr_layers(model):
+            if (rank := layer.live_ranks.get(adapter_name)) is not None:
+                cut_to_live(selected, name, adapter_name, rank)
+        config.ranks = {
+            name: layer.rank(adapter_name) if layer.is_factored(adapter_name) else None
+            for name, layer in oialr_layers(model)
+            if layer.holds(adapter_name)
+        }
+        return selected
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: OIALRConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Check the file as a whole, then give every layer the rank found in it; the caller fills the tensors."""
+        layers = {name: layer for name, layer in oialr_layers(model) if layer.holds(adapter_name)}
+        ranks = file_ranks(state_dict, layers)
+        check_file(model, config, state_dict, layers)
+        for name, layer in layers.items():
+            layer.match_rank(adapter_name, ranks[name])
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+
+def _with_target(config: OIALRConfig, name: str) -> OIALRConfig:
+    """The config as if it targeted `name`, to ask PEFT whether the name is excluded or its layer index left out."""
+    probe = copy.copy(config)
+    probe.target_modules = {name.rpartition(".")[2]}  # PEFT looks at the layer index of suffix matches only
+    return probe
+
+
+def _tie_weights(tuner: OIALRModel, _: Any) -> None:
+    tuner.model.tie_weights()
+
+
+def _decompose(matrix: torch.Tensor, name: str, config: OIALRConfig, dtype: torch.dtype) -> Factors:
+    rank = initial_rank(name, min(matrix.shape[-2:]), config)
+    rotation = decompose(matrix, rank, config.init)
+    if rotation is None:
+        raise RuntimeError(f"The SVD of '{name}' {tuple(matrix.shape)} did not converge with any driver.")
+    return rotation.factorise(dtype)
+
+
+def _disturbed(factors: Factors) -> Factors:
+    noise = torch.randn_like(factors.sigma) * factors.sigma.max() / factors.sigma.shape[-1] ** 0.5
+    return factors._replace(sigma=factors.sigma + noise)

@@ -1,0 +1,124 @@
+"""The rules of target selection, one by one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import cast
+
+import torch
+from peft.utils.other import get_pattern_key
+from torch import nn
+
+from ..config import OIALRConfig
+from ..layers.attention import PROJECTIONS, MultiheadAttention
+from ..layers.base import OIALRLayer
+from ..layers.dispatch import parts, unsupported_reason
+from ..linalg import factored_size
+from ..policy import floor_rank
+
+
+# Output heads that lie inside a model's body (Autoformer's), or of models that do not tell which part is their body.
+HEAD_NAMES = frozenset(
+    "classification_head classifier head lm_head output_projection qa_outputs score seasonality_projection "
+    "trend_projection".split()
+)
+EMBEDDING = re.compile(r"(^|\.)(\w*_)?embed(ding|dings|s|der)?(_tokens)?\.")  # a layer inside an embedding module
+SKINNY = 10  # a layer with max(out, in) > SKINNY * min(out, in) has nothing to give; the authors' rule
+
+
+def initial_rank(name: str, full_rank: int, config: OIALRConfig) -> int:
+    """The inner rank of a layer at factorisation, from `rank_pattern` and `r`.
+
+    A projection of attention goes by its own name in `rank_pattern`, else by that of the attention module.
+    """
+    rank, patterns = config.r, list(config.rank_pattern)
+    parent, _, last = name.rpartition(".")
+    for candidate in (name, *([parent] if last in PROJECTIONS else [])):
+        if (key := get_pattern_key(patterns, candidate)) in config.rank_pattern:
+            rank = config.rank_pattern[key]
+            break
+    if rank is None:
+        return full_rank
+    return max(1, round(rank * full_rank)) if isinstance(rank, float) else rank
+
+
+def check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
+    """Raise if a targeted layer cannot be factorised as the config wants."""
+    if reason := unsupported_reason(layer):
+        raise ValueError(f"Target module '{name}' {reason}. Leave it out with `exclude_modules`.")
+    for part, shape, weight in parts(name, layer):
+        full = min(shape[-2:])
+        if (rank := initial_rank(part, full, config)) > full:
+            raise ValueError(
+                f"Rank {rank} of target module '{part}' is above min(out, in) = {full}. Lower `r`, give it as a "
+                "share in (0, 1], or set `rank_pattern` for this layer."
+            )
+        if weight.is_meta and not config.delay:
+            raise ValueError(
+                f"The weight of target module '{part}' is on the meta device (offloaded, or not loaded yet), so it "
+                "cannot be factorised. Load the model onto a real device first."
+            )
+        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+            raise ValueError(
+                f"The weight of target module '{part}' has non-finite entries and cannot be factorised. Check the "
+                "checkpoint it comes from, or leave it out with `exclude_modules`."
+            )
+
+
+def is_body_head(name: str) -> bool:
+    return name.rpartition(".")[2] in HEAD_NAMES
+
+
+def is_in_embedding(name: str) -> bool:
+    return EMBEDDING.search(name) is not None
+
+
+def pointless_reason(name: str, layer: nn.Module, config: OIALRConfig) -> str | None:
+    """Why the default leaves a layer alone: too skinny, or factors that are no smaller even at the lowest rank."""
+    for _, shape, _ in parts(name, layer):
+        full = min(shape[-2:])
+        if max(shape[-2:]) > SKINNY * full:
+            return f"skinny: {shape}"
+        held, dense = factored_size(shape, floor_rank(full, config.rank_rule)), math.prod(shape)
+        if held >= dense:
+            return f"cannot get smaller: its factors hold at least {held} values, the weight {dense}"
+    return None
+
+
+def direct_reader(modules: dict[str, nn.Module], name: str, chosen: list[str]) -> str | None:
+    """The kind of parent that would read a layer's weight instead of calling it, past an adapter.
+
+    nn.MultiheadAttention does so with its output projection; nn.TransformerEncoderLayer in eval with its linear
+    layers, unless its attention is taken apart too.
+    """
+    parent_name = name.rpartition(".")[0]
+    parent = modules.get(parent_name)
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        called = isinstance(parent.self_attn, MultiheadAttention) or f"{parent_name}.self_attn" in chosen
+        return None if called or modules[name] is parent.self_attn else type(parent).__name__
+    return type(parent).__name__ if isinstance(parent, nn.MultiheadAttention) else None
+
+
+def uses_of(model: nn.Module) -> Counter[int]:
+    """How often each parameter stands in the model, by id."""
+    return Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+
+
+def is_tied(layer: nn.Module, uses: Counter[int]) -> bool:
+    """Whether a weight of the layer stands in the model more than once."""
+    weights = [layer.base_weight] if isinstance(layer, OIALRLayer) else list(layer.parameters())
+    return any(uses[id(cast(nn.Parameter, weight))] > 1 for weight in weights if weight.ndim > 1)
+
+
+def refuse_tied_modules_to_save(model: nn.Module, config: OIALRConfig) -> None:
+    uses = uses_of(model)
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in (config.modules_to_save or ()) and any(
+            uses[id(parameter)] > 1 for parameter in module.parameters()
+        ):
+            raise ValueError(
+                f"`modules_to_save` names '{name}', whose weight is tied to another's, together with `train_rest`. "
+                "The rest is trained and saved anyway: leave it out of `modules_to_save`."
+            )

@@ -1,0 +1,153 @@
+"""Which layers of a model are factorised, and why the others are not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..config import OIALRConfig
+from ..layers.attention import MultiheadAttention
+from ..layers.base import OIALRLayer
+from ..layers.dispatch import is_attention, is_quantised, unsupported_reason
+from .rules import (
+    check,
+    direct_reader,
+    is_body_head,
+    is_in_embedding,
+    is_tied,
+    pointless_reason,
+    refuse_tied_modules_to_save,
+    uses_of,
+)
+
+
+Matches = Callable[[str], bool | None]
+Modules = dict[str, nn.Module]
+
+
+@dataclass
+class TargetSelection:
+    """The names of the layers that are factorised, in model order, and the reason for each that is not."""
+
+    chosen: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"OIALR factorises {len(self.chosen)} layers: {', '.join(self.chosen)}"]
+        return "\n".join(lines + [f"  left alone: {name} ({reason})" for name, reason in self.skipped.items()])
+
+
+def select_targets(model: nn.Module, config: OIALRConfig, matches: Matches) -> TargetSelection:
+    """Choose the layers of `model` that an adapter of `config` factorises, and check each of them.
+
+    `matches` tells whether a name is targeted by the config: True, False, or None for "excluded by name". With
+    `config.ranks` (a saved adapter) exactly those layers are chosen; with `target_modules=None` every supported layer
+    except output heads, tied, embedding and skinny ones and those that cannot get smaller. Attention is chosen as a
+    whole; its projections then are layers of their own.
+
+    Raises:
+        ValueError: nothing is left, a targeted layer is unsupported or quantised, its weight is not finite, or the
+            wanted rank is above min(out, in).
+    """
+    modules = {name: m for name, m in model.named_modules() if name and not _inside_adapter(model, name)}
+    if config.train_rest:
+        refuse_tied_modules_to_save(model, config)
+    if config.ranks is not None:
+        return _saved(modules, config.ranks)
+    choose = _default if config.target_modules is None else _named
+    selection = choose(model, modules, config, matches)
+    for flag, index in (("keep_first_layer", 0), ("keep_last_layer", -1)):
+        if getattr(config, flag) and selection.chosen:
+            selection.skipped[selection.chosen.pop(index)] = f"kept dense by {flag}"
+    if not selection.chosen and (config.target_modules is None or selection.skipped):
+        raise ValueError(f"No layer is left to factorise. {selection}\nName the layers with `target_modules`.")
+    for name in selection.chosen:
+        check(name, modules[name], config)
+    return selection
+
+
+def _saved(modules: Modules, ranks: dict[str, int | None]) -> TargetSelection:
+    """The layers of a saved adapter."""
+    parents = {name.rpartition(".")[0] for name in ranks}
+    selection = TargetSelection(
+        [name for name, m in modules.items() if name in ranks or (is_attention(m) and name in parents)]
+    )
+    covered = {name for name in ranks if name in modules or name.rpartition(".")[0] in selection.chosen}
+    if absent := sorted(set(ranks) - covered):
+        raise ValueError(
+            f"The saved adapter has layers that this model lacks: {', '.join(absent[:5])}"
+            f"{', ...' if len(absent) > 5 else ''}. It belongs to another architecture; load its own base."
+        )
+    return selection
+
+
+def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: Matches) -> TargetSelection:
+    selection = TargetSelection()
+    uses, prefix = uses_of(model), getattr(model, "base_model_prefix", "")
+    body = f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
+    get_output = getattr(model, "get_output_embeddings", None)
+    output = get_output() if callable(get_output) else None
+    for name, layer in modules.items():
+        if name.rpartition(".")[0] in selection.chosen:
+            continue  # the output projection of attention
+        base = layer.get_base_layer() if isinstance(layer, OIALRLayer) else layer
+        reason = unsupported_reason(layer)
+        if reason and not is_quantised(base):
+            # Norms and embeddings are no news; any other matrix that is passed over is.
+            if not isinstance(base, nn.Embedding) and any(p.ndim > 1 for p in base.parameters(recurse=False)):
+                selection.skipped[name] = reason
+        elif not name.startswith(body) or base is output or is_body_head(name):
+            selection.skipped[name] = "output head"
+        elif is_in_embedding(name):
+            selection.skipped[name] = "part of an embedding"
+        elif is_tied(layer, uses):
+            selection.skipped[name] = "its weight is tied to another layer's"
+        elif (matched := matches(name)) is None:
+            selection.skipped[name] = "excluded by the config"
+        elif not matched:
+            selection.skipped[name] = "not among `layers_to_transform`"
+        elif reader := direct_reader(modules, name, selection.chosen):
+            selection.skipped[name] = f"inside nn.{reader}, which reads its weight directly"
+        elif not reason and (pointless := pointless_reason(name, layer, config)):
+            selection.skipped[name] = pointless
+        else:
+            selection.chosen.append(name)
+    return selection
+
+
+def _named(model: nn.Module, modules: Modules, config: OIALRConfig, matches: Matches) -> TargetSelection:
+    names = [name for name in modules if matches(name)]
+    attention = {name for name in names if is_attention(modules[name])}
+    selection = TargetSelection([name for name in names if name.rpartition(".")[0] not in attention])
+    uses = uses_of(model)
+    occurrences = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for name in selection.chosen:
+        if reader := direct_reader(modules, name, selection.chosen):
+            raise ValueError(
+                f"Target module '{name}' is part of an nn.{reader}, which reads the weight directly and would not see "
+                "the adapter. Name the attention module itself as a target too, or leave this one out with "
+                "`exclude_modules`."
+            )
+        if occurrences[id(modules[name])] > 1:
+            raise ValueError(
+                f"Target module '{name}' stands in the model under several names, and only one of them would see the "
+                "adapter. Leave it out with `exclude_modules`."
+            )
+        if config.frees_base and is_tied(modules[name], uses):
+            raise ValueError(
+                f"The weight of target module '{name}' is tied to another's and cannot be freed. Leave it out "
+                "with `exclude_modules`, set `tie_word_embeddings=False`, or `keep_base_weights=True`."
+            )
+    return selection
+
+
+def _inside_adapter(model: nn.Module, name: str) -> bool:
+    parent = name.rpartition(".")[0]
+    while parent:
+        if isinstance(model.get_submodule(parent), (OIALRLayer, MultiheadAttention)):
+            return True
+        parent = parent.rpartition(".")[0]
+    return False

@@ -1,0 +1,137 @@
+"""The plan of a run: equal to what two real processes do, and what its numbers must satisfy."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from peft import get_peft_model
+
+from oialr_peft import OIALRConfig
+from oialr_peft.plan.numbers import SVD_FLOPS, architecture, meta_model, plan_run, plan_update
+from oialr_peft.plan.speed import measure_svd_gflops
+from oialr_peft.plan.table import short
+from oialr_peft.workers import assign_owners
+from tests.conftest import MODELS, tiny_bert, tiny_llama
+from tests.workers.launch import results, torchrun
+
+
+def plan(**kwargs):
+    return plan_run(architecture(tiny_llama(), "tiny"), **{"processes": 2, "svd_gflops": 1.0, **kwargs})
+
+
+def test_two_processes_reduce_send_decompose_and_hold_what_is_planned():
+    runs = results(torchrun(2, "plan_worker"))
+    scratch, tuning = plan(rank=1.0, from_scratch=True), plan()
+    assert runs["dense"]["step_bytes"] == scratch.dense_step_bytes
+    for name, planned in (("scratch", scratch), ("fine-tuning", tuning)):
+        assert runs[name]["step_bytes"] == planned.step_bytes
+    held = {"dense": tuning.dense_memory, "scratch": scratch.memory, "fine-tuning": tuning.memory}
+    for name, memory in held.items():
+        assert runs[name]["memory"] == {kind: getattr(memory, kind) for kind in runs[name]["memory"]}
+        assert memory.buckets == runs[name]["step_bytes"]
+    updates = [*runs["scratch"]["updates"], *runs["fine-tuning"]["updates"]]
+    expected = [scratch.factorisation, *[scratch.update] * 2, *[tuning.update] * 3]
+    for update, planned in zip(updates, expected, strict=True):
+        assert update["bytes_sent"] == planned.bytes_sent
+        assert [SVD_FLOPS * cost for cost in update["costs"]] == planned.svd_flops
+    for update in runs["cuts"]["updates"][1:]:  # the ranks before and after; the first has dense shapes
+        before, after = zip(*update["changed"].values(), strict=True)
+        assert len(before) == len(update["ranks"])
+        planned = plan_update([(rank, rank) for rank in before], after, 2, 1.0)
+        assert update["bytes_sent"] == planned.bytes_sent
+        assert [SVD_FLOPS * cost for cost in update["costs"]] == planned.svd_flops
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "vit", "t5", "autoformer"])
+def test_the_meta_model_of_a_saved_config_is_planned_like_the_real_one(name, tmp_path):
+    model = MODELS[name][0]()
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(tmp_path)
+    found = architecture(meta_model(str(tmp_path / "config.json")), name)
+    assert found == architecture(model, name)
+    planned = plan_run(found, 4, rank=0.5, from_scratch=True, svd_gflops=1.0)
+    adapter = get_peft_model(MODELS[name][0](), OIALRConfig(r=0.5, train_rest=True))
+    assert planned.layers == len(adapter.base_model.ranks())
+    assert planned.trainable == sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+
+
+def test_a_config_without_architectures_becomes_what_automodel_makes(tmp_path):
+    tiny_bert().config.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("architectures", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = meta_model(str(tmp_path))
+    assert type(model) is transformers.BertModel
+    assert all(parameter.device == torch.device("meta") for parameter in model.parameters())
+
+
+def test_work_is_shared_and_none_is_lost():
+    one = plan_update([(8, 8)] * 9, [8] * 9, 1, 1.0)
+    many = [plan_update([(8, 8)] * 9, [8] * 9, processes, 1.0) for processes in (2, 3, 9, 100)]
+    assert one.imbalance == 1.0
+    assert one.bytes_sent == 0
+    for shared in many:
+        assert sum(shared.svd_flops) == sum(one.svd_flops)
+        assert shared.bytes_sent == 9 * (4 * (8 * 8 * 2 + 8) + 8)
+    assert [update.seconds / one.seconds for update in many] == pytest.approx([5 / 9, 3 / 9, 1 / 9, 1 / 9])
+    assert many[-1].imbalance == pytest.approx(100 / 9)  # nobody is faster than its largest matrix
+
+
+def test_every_round_waits_for_its_slowest_and_holds_its_rotations():
+    shapes = [(size, size) for size in range(20, 0, -1)]  # two processes: rounds of eight pieces
+    planned = plan_update(shapes, [size for size, _ in shapes], 2, 1.0)
+    costs = [SVD_FLOPS * size**3 for size, _ in shapes]
+    owners = assign_owners(costs, 2)
+    waited = 0
+    for start in (0, 8, 16):
+        own = [0, 0]
+        for piece in range(start, min(start + 8, 20)):
+            own[owners[piece]] += costs[piece]
+        waited += max(own)
+    assert planned.seconds == pytest.approx(waited / 1e9)
+    assert planned.seconds > max(planned.svd_flops) / 1e9
+    assert planned.bytes_held == 4 * sum(size * (2 * size + 1) for size, _ in shapes[:8])
+
+
+def test_groups_count_as_matrices_of_their_own():
+    assert plan_update([(4, 6, 5)], [5], 1, 1.0).svd_flops == [SVD_FLOPS * 4 * 6 * 5 * 5]
+    assert plan_update([(4, 6, 5)], [3], 2, 1.0).bytes_sent == 4 * 4 * 3 * (6 + 5 + 1) + 8
+
+
+def test_one_process_sends_nothing_and_fine_tuning_factorises_alone():
+    single = plan(processes=1)
+    assert (single.step_bytes, single.update.bytes_sent, single.memory.buckets, single.ring_factor) == (0, 0, 0, 0)
+    assert plan(processes=8).factorisation == single.factorisation
+    assert len(plan(processes=8, from_scratch=True).factorisation.svd_flops) == 8
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"processes": 0}, "`processes` must be at least 1; got 0"),
+        ({"rank": 0.0}, r"`rank` is a share .* got 0.0"),
+        ({"rank": 1.5}, r"`rank` is a share .* got 1.5"),
+        ({"svd_gflops": 0.0}, "`svd_gflops` must be above 0 and finite; got 0.0"),
+        ({"update_interval": 0}, "`update_interval` must be at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**wrong)
+
+
+def test_the_speed_of_svds_is_measured():
+    assert 0.01 < measure_svd_gflops(128) < 1e5
+
+
+def test_counts_are_shown_with_decimal_prefixes():
+    assert [short(n) for n in (0, 999, 1000, 123_456, 999_600, 8.03e9, 2.5e12)] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "123 kB",
+        "1 MB",
+        "8.03 GB",
+        "2.5 TB",
+    ]

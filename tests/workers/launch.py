@@ -1,0 +1,33 @@
+"""Starts the workers of this folder under torchrun."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(processes: int, worker: str, *args: object, fails: bool = False, timeout: int = 280) -> str:
+    """Run a worker on so many processes and return what it printed; it must end as `fails` says."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    command += [f"--master_port={port}", "-m", f"tests.workers.{worker}", *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, timeout=timeout, text=True, capture_output=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert bool(done.returncode) == fails, output[-6000:]
+    return output
+
+
+def results(output: str) -> list[dict]:
+    """What a worker's process 0 printed as its results."""
+    line = next(line for line in output.splitlines() if line.startswith("RESULTS "))
+    return json.loads(line.removeprefix("RESULTS "))
