@@ -16,7 +16,7 @@ from torch import nn
 
 from .errors import OIALRWarning
 from .linalg import Rotation
-from .workers import is_sharded, set_block, whole
+from .workers import full_tensor, is_sharded, set_block
 
 
 # What each entry of an optimizer's per-parameter state is:
@@ -53,7 +53,7 @@ class MomentCarrier:
         self.policy = policy
         self._warned = False
 
-    def carry(self, parameter: nn.Parameter, rotation: Rotation, *, was_dense: bool) -> None:
+    def transport(self, parameter: nn.Parameter, rotation: Rotation, *, was_dense: bool) -> None:
         """Move the state of `parameter`, which becomes leftᵀ parameter right; call it before or after the change.
 
         `was_dense` says that the parameter was a dense weight, not a sigma.
@@ -120,7 +120,7 @@ def _live(value: Any, rotation: Rotation) -> Any:
     """An entry of the state; of one that FSDP holds the part that belongs to the matrix of the rotation."""
     if not (isinstance(value, torch.Tensor) and is_sharded(value)):
         return value
-    return whole(value)[..., : rotation.left.shape[-2], : rotation.right.shape[-2]]
+    return full_tensor(value)[..., : rotation.left.shape[-2], : rotation.right.shape[-2]]
 
 
 def _rotate_state(state: dict[str, Any], kinds: dict[str, str], rotation: Rotation) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def update_bases(
         parameter, before, dense = layer.parameter(adapter), layer.rank(adapter), not layer.is_factored(adapter)
         energy = float(layer.matrix(adapter).float().square().sum())
         layer.apply_rotation(adapter, rotation)
-        carrier.carry(parameter, rotation, was_dense=dense)
+        carrier.transport(parameter, rotation, was_dense=dense)
         factorised |= dense
         if rotation.rank < before:
             changed[piece.name] = [before, rotation.rank]

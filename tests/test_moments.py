@@ -135,7 +135,7 @@ def test_second_moment_is_the_expectation_for_independent_gradients():
         "exp_avg": torch.zeros(6, 5).double(),
         "exp_avg_sq": spread,
     }
-    MomentCarrier(optimizer, "rotate").carry(parameter, rotation, was_dense=True)
+    MomentCarrier(optimizer, "rotate").transport(parameter, rotation, was_dense=True)
     torch.testing.assert_close(optimizer.state[parameter]["exp_avg_sq"], measured, rtol=0.02, atol=0.0)
 
 
@@ -147,7 +147,7 @@ def test_adafactor_rows_and_columns_equal_those_of_the_rotated_estimate():
     parameter = torch.nn.Parameter(torch.zeros(6, 5).double())
     optimizer = torch.optim.Adafactor([parameter])
     optimizer.state[parameter] = {"step": torch.tensor(1.0), "row_var": row, "col_var": col}
-    MomentCarrier(optimizer, "rotate").carry(parameter, rotation, was_dense=True)
+    MomentCarrier(optimizer, "rotate").transport(parameter, rotation, was_dense=True)
     state = optimizer.state[parameter]
     torch.testing.assert_close(state["row_var"], rotated.mean(1, keepdim=True))
     torch.testing.assert_close(state["col_var"], rotated.mean(0, keepdim=True))
@@ -159,11 +159,11 @@ def test_slice_takes_the_top_left_block_and_zeros_at_factorisation():
     moment = torch.randn(6, 6)
     optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": moment, "exp_avg_sq": moment.square()}
     carrier = MomentCarrier(optimizer, "slice")
-    carrier.carry(parameter, rotate(torch.randn(6, 6)).cut(4), was_dense=False)
+    carrier.transport(parameter, rotate(torch.randn(6, 6)).cut(4), was_dense=False)
     assert torch.equal(optimizer.state[parameter]["exp_avg"], moment[:4, :4])
     optimizer.state[parameter]["exp_avg"] = moment
     optimizer.state[parameter]["exp_avg_sq"] = moment.square()
-    carrier.carry(parameter, rotate(torch.randn(6, 6)).cut(4), was_dense=True)
+    carrier.transport(parameter, rotate(torch.randn(6, 6)).cut(4), was_dense=True)
     assert torch.equal(optimizer.state[parameter]["exp_avg_sq"], torch.zeros(4, 4))
     assert float(optimizer.state[parameter]["step"]) == 3
 

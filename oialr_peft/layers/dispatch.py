@@ -11,12 +11,12 @@ from transformers.pytorch_utils import Conv1D as TransformersConv1D
 from .attention import PROJECTIONS, MultiheadAttention, projection_weights
 from .base import OIALRLayer
 from .conv import Conv1d, Conv2d
-from .linear import Conv1D, Linear
+from .linear import Linear, TransposedLinear
 
 
 _WRAPPERS: dict[type[nn.Module], type[OIALRLayer]] = {
     nn.Linear: Linear,
-    TransformersConv1D: Conv1D,
+    TransformersConv1D: TransposedLinear,
     nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
 }

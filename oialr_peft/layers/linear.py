@@ -47,7 +47,7 @@ class Linear(OIALRLayer):
         return linear(x, u, sigma, vh, bias)
 
 
-class Conv1D(Linear):
+class TransposedLinear(Linear):
     """transformers' Conv1D, whose weight is stored (in, out) = u (in, rank) @ sigma @ vh (rank, out)."""
 
     input_first = True

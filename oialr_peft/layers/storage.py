@@ -13,7 +13,7 @@ from torch import nn
 from ..compat.resize import resize_parameter
 from ..linalg import Factors, Rotation, factor_shapes
 from ..missed_update import UpdateWatch
-from ..workers import is_sharded, set_block, whole
+from ..workers import full_tensor, is_sharded, set_block
 
 
 class AdapterStorage(BaseTunerLayer, nn.Module):
@@ -43,7 +43,7 @@ class AdapterStorage(BaseTunerLayer, nn.Module):
         self._disable_adapters = False
         self._unmerged_weight = None
         self._unfilled: set[str] = set()
-        self.live_ranks: dict[str, int] = {}  # by adapter; only where sigma is sharded and must keep its shape
+        self.sharded_ranks: dict[str, int] = {}  # by adapter; only where sigma is sharded and must keep its shape
         self.watches: dict[str, UpdateWatch | None] = {}  # by adapter; of the first layer of an adapter only
 
     @staticmethod
@@ -69,11 +69,11 @@ class AdapterStorage(BaseTunerLayer, nn.Module):
         if not self.is_factored(adapter):
             return parameter.reshape(self.matrix_shape)
         rank = self.rank(adapter)
-        return whole(parameter)[..., :rank, :rank]
+        return full_tensor(parameter)[..., :rank, :rank]
 
     def factors(self, adapter: str) -> Factors:
         u, vh = cast(torch.Tensor, self.oialr_u[adapter]), cast(torch.Tensor, self.oialr_vh[adapter])
-        sigma, rank = self.oialr_sigma[adapter], self.live_ranks.get(adapter)
+        sigma, rank = self.oialr_sigma[adapter], self.sharded_ranks.get(adapter)
         if rank is None:
             return Factors(u, sigma, vh)
         return Factors(u[..., :rank], sigma[..., :rank, :rank], vh[..., :rank, :])
@@ -82,7 +82,7 @@ class AdapterStorage(BaseTunerLayer, nn.Module):
         """The inner rank; `full_rank` before factorisation."""
         if not self.is_factored(adapter):
             return self.full_rank
-        rank = self.live_ranks.get(adapter)
+        rank = self.sharded_ranks.get(adapter)
         return self.oialr_sigma[adapter].shape[-1] if rank is None else rank
 
     def trainable_size(self, adapter: str) -> int:
@@ -136,10 +136,10 @@ class AdapterStorage(BaseTunerLayer, nn.Module):
         resize_parameter(parameter, new.sigma)
 
     def _apply_in_place(self, adapter: str, rotation: Rotation) -> None:
-        """As `apply_rotation` where FSDP holds sigma: shapes stay, what is cut becomes zero, `live_ranks` notes it."""
+        """As `apply_rotation` under FSDP: shapes stay, what is cut becomes zero, `sharded_ranks` notes it."""
         u, _, vh = self.factors(adapter)
         new = rotation.apply(Factors(u, self.matrix(adapter), vh))
-        self.live_ranks[adapter] = rotation.rank
+        self.sharded_ranks[adapter] = rotation.rank
         for store, block in zip((self.oialr_u, self.oialr_sigma, self.oialr_vh), new, strict=True):
             set_block(cast(torch.Tensor, store[adapter]), block)
 
@@ -166,7 +166,7 @@ class AdapterStorage(BaseTunerLayer, nn.Module):
         if self.holds(adapter_name):
             self.check_base(f"deleting the adapter {adapter_name!r}")
         self._unfilled.discard(adapter_name)
-        self.live_ranks.pop(adapter_name, None)
+        self.sharded_ranks.pop(adapter_name, None)
         if watch := self.watches.pop(adapter_name, None):
             watch.end()
         super().delete_adapter(adapter_name)
@@ -181,11 +181,11 @@ class AdapterStorage(BaseTunerLayer, nn.Module):
         weight = self._unmerged_weight if self.merged else self.base_weight
         return weight is not None and weight.numel() == 0
 
-    def check_base(self, wish: str) -> None:
-        """Raise if the dense base weight, which `wish` needs, was freed."""
+    def check_base(self, action: str) -> None:
+        """Raise if the dense base weight, which `action` needs, was freed."""
         if self.base_is_freed:
             raise RuntimeError(
-                f"The dense base weight of this {type(self.get_base_layer()).__name__} was freed, so {wish} is "
+                f"The dense base weight of this {type(self.get_base_layer()).__name__} was freed, so {action} is "
                 "impossible. Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
             )
 

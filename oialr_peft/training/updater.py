@@ -14,7 +14,7 @@ from ..errors import OIALRWarning
 from ..layers import active_layers
 from ..moments import MomentCarrier
 from ..update import UpdateReport, update_bases
-from ..workers import Processes, digest, is_sharded, refuse_unsupported, whole
+from ..workers import Processes, digest, full_tensor, is_sharded, refuse_unsupported
 
 
 class OIALRUpdater:
@@ -89,7 +89,7 @@ class OIALRUpdater:
             if layer.is_factored(adapter):
                 factors += [layer.factors(adapter).u, layer.factors(adapter).vh]
             state = self.carrier.optimizer.state.get(parameter) or {}
-            moments = [whole(value) for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
+            moments = [full_tensor(value) for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
             where = f"after the update at step {self.steps}"
             digests[f"'{name}' {where}"] = {"rank": layer.rank(adapter), "factors": digest(factors)}
             digests[f"the moments of '{name}' {where}"] = digest(moments)
@@ -123,7 +123,7 @@ class OIALRUpdater:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON. Bases and ranks are in the adapter, moments in the optimizer; under FSDP ranks are here."""
-        live = {name: layer.live_ranks[a] for name, layer, a in self.layers if a in layer.live_ranks}
+        live = {name: layer.sharded_ranks[a] for name, layer, a in self.layers if a in layer.sharded_ranks}
         return {"steps": self.steps, **({"live_ranks": live} if live else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ class OIALRUpdater:
         self.steps = int(state["steps"])
         for name, layer, adapter in self.layers:
             if name in state.get("live_ranks", {}):
-                layer.live_ranks[adapter] = state["live_ranks"][name]
+                layer.sharded_ranks[adapter] = state["live_ranks"][name]
 
     def _check_optimizer(self) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}

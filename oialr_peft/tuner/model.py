@@ -27,7 +27,7 @@ from ..layers import (
 from ..linalg import Factors, decompose, factor_shapes, working_dtype
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
-from ..workers import whole
+from ..workers import full_tensor
 from .rules import initial_rank
 from .targets import TargetSelection, select_targets
 
@@ -89,12 +89,12 @@ class OIALRModel(BaseTuner):
         self._check_base_is_intact("unloading the adapter")
         return super().unload()
 
-    def _check_base_is_intact(self, wish: str) -> None:
+    def _check_base_is_intact(self, action: str) -> None:
         for _, layer in oialr_layers(self.model):
-            layer.check_base(wish)
+            layer.check_base(action)
         if any(getattr(config, "train_rest", False) for config in self.peft_config.values()):
             raise RuntimeError(
-                f"With `train_rest` the rest of the model was trained too, so {wish} would not give the base model "
+                f"With `train_rest` the rest of the model was trained too, so {action} would not give the base model "
                 "back. Load the base model again, or create the adapter with OIALRConfig(train_rest=False)."
             )
 
@@ -221,9 +221,9 @@ class OIALRModel(BaseTuner):
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         if config.train_rest:
             selected.update({key: state_dict[key] for key in rest_keys(model, state_dict)})
-        selected = {key: whole(value) for key, value in selected.items()}
+        selected = {key: full_tensor(value) for key, value in selected.items()}
         for name, layer in oialr_layers(model):
-            if (rank := layer.live_ranks.get(adapter_name)) is not None:
+            if (rank := layer.sharded_ranks.get(adapter_name)) is not None:
                 cut_to_live(selected, name, adapter_name, rank)
         config.ranks = {
             name: layer.rank(adapter_name) if layer.is_factored(adapter_name) else None

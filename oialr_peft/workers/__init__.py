@@ -3,7 +3,7 @@
 from .check import digest
 from .exchange import Piece, Processes
 from .plan import assign_owners, rounds, svd_cost
-from .sharding import is_sharded, set_block, whole
+from .sharding import full_tensor, is_sharded, set_block
 from .support import refuse_unsupported
 
 
@@ -12,10 +12,10 @@ __all__ = [
     "Processes",
     "assign_owners",
     "digest",
+    "full_tensor",
     "is_sharded",
     "refuse_unsupported",
     "rounds",
     "set_block",
     "svd_cost",
-    "whole",
 ]

@@ -12,7 +12,7 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with all its parts, on every process; a collective call where it is sharded."""
     return cast(Any, tensor).full_tensor() if isinstance(tensor, DTensor) else tensor
 

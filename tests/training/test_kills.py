@@ -86,14 +86,14 @@ def die_in_update(call: int):
     def prepare() -> None:
         from oialr_peft.moments import MomentCarrier
 
-        original, calls = MomentCarrier.carry, iter(range(1, 10**6))
+        original, calls = MomentCarrier.transport, iter(range(1, 10**6))
 
-        def carry(*args, **kwargs):
+        def transport(*args, **kwargs):
             if next(calls) == call:
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*args, **kwargs)
 
-        MomentCarrier.carry = carry
+        MomentCarrier.transport = transport
 
     return prepare
 
