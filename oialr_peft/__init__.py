@@ -11,7 +11,7 @@ from .config import OIALRConfig  # noqa: E402
 from .errors import OIALRWarning  # noqa: E402
 from .training.updater import OIALRUpdater  # noqa: E402
 from .tuner.model import OIALRModel  # noqa: E402
-from .update import UpdateReport  # noqa: E402
+from .update_report import UpdateReport  # noqa: E402
 
 
 if TYPE_CHECKING:

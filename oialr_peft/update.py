@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 
 from .config import OIALRConfig
 from .errors import OIALRWarning
@@ -15,42 +14,8 @@ from .memory import release_memory
 from .moments import MomentCarrier
 from .policy import select_rank
 from .tuner.rules import initial_rank
+from .update_report import UpdateReport
 from .workers import Piece, Processes
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """What one update did, in plain numbers, for logs, traces and cards.
-
-    `ranks` is the rank of every layer after the update; `changed` maps the layers whose rank fell to [before, after];
-    `dropped` is, per cut layer, the share of the squared Frobenius norm of its weight that went with the cut.
-    """
-
-    step: int
-    update_number: int
-    factorised: bool
-    seconds: float
-    ranks: dict[str, int]
-    changed: dict[str, list[int]] = field(default_factory=dict)
-    dropped: dict[str, float] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-    trainable_parameters: int = 0
-
-    def as_dict(self) -> dict:
-        """Every field, ready for JSON."""
-        return asdict(self)
-
-    def as_logs(self) -> dict[str, float]:
-        """The scalars that go to the Trainer's logs."""
-        ranks = list(self.ranks.values())
-        return {
-            "oialr/mean_rank": sum(ranks) / len(ranks),
-            "oialr/min_rank": min(ranks),
-            "oialr/max_rank": max(ranks),
-            "oialr/layers_cut": len(self.changed),
-            "oialr/trainable_parameters": self.trainable_parameters,
-            "oialr/update_seconds": self.seconds,
-        }
 
 
 def update_bases(
@@ -79,13 +44,13 @@ def update_bases(
             continue
         layer, adapter = work[piece.name]
         parameter, before, dense = layer.parameter(adapter), layer.rank(adapter), not layer.is_factored(adapter)
-        energy = float(layer.matrix(adapter).float().square().sum())
+        lost = rotation.dropped_energy(layer.matrix(adapter))
         layer.apply_rotation(adapter, rotation)
         carrier.transport(parameter, rotation, was_dense=dense)
         factorised |= dense
         if rotation.rank < before:
             changed[piece.name] = [before, rotation.rank]
-            dropped[piece.name] = max(0.0, 1 - float(rotation.singular_values.square().sum()) / energy)
+            dropped[piece.name] = lost
     _warn_skipped(skipped, step)
     release_memory()
     return UpdateReport(
@@ -94,6 +59,7 @@ def update_bases(
         factorised=factorised,
         seconds=time.perf_counter() - began,
         ranks={name: layer.rank(adapter) for name, layer, adapter in layers},
+        full_ranks={name: layer.full_rank for name, layer, _ in layers},
         changed=changed,
         dropped=dropped,
         skipped=skipped,

@@ -35,6 +35,15 @@ class Rotation:
     def rank(self) -> int:
         return self.singular_values.shape[-1]
 
+    def dropped_energy(self, matrix: torch.Tensor) -> float:
+        """The share of the squared Frobenius norm of `matrix`, whose rotation this is, that a cut leaves out.
+
+        In float64: the squares of weights near 1e-30 underflow in float32. 0 where the matrix is zero.
+        """
+        whole = float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float64))
+        kept = float(torch.linalg.vector_norm(self.singular_values, dtype=torch.float64))
+        return max(0.0, 1 - (kept / whole) ** 2) if whole else 0.0
+
     def factorise(self, dtype: torch.dtype) -> Factors:
         """The factors of a dense weight, contiguous and in `dtype`."""
         return _stored(self.left, self.singular_values, self.right.mT, dtype)

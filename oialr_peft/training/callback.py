@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from ..errors import OIALRWarning
-from ..update import UpdateReport
+from ..update_report import UpdateReport
 from .trace import append_report
 from .updater import OIALRUpdater
 

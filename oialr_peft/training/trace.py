@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from ..update import UpdateReport
+    from ..update_report import UpdateReport
 
 
 def append_report(path: str | os.PathLike, report: UpdateReport) -> None:

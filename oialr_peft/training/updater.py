@@ -13,7 +13,8 @@ from ..config import OIALRConfig
 from ..errors import OIALRWarning
 from ..layers import active_layers
 from ..moments import MomentCarrier
-from ..update import UpdateReport, update_bases
+from ..update import update_bases
+from ..update_report import UpdateReport
 from ..workers import Processes, digest, full_tensor, is_sharded, refuse_unsupported
 
 

@@ -126,3 +126,14 @@ def test_lowrank_initialisation_repeats_leaves_the_global_generator_alone_and_is
 def test_lowrank_uses_the_exact_svd_when_the_rank_is_not_far_below_full():
     weight = torch.randn(20, 20)
     assert torch.equal(rotate_lowrank(weight, 10, seed=1).left, rotate(weight).cut(10).left)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_the_dropped_energy_is_a_share_at_every_scale(scale):
+    values = torch.tensor([4.0, 2.0, 1.0])
+    matrix = torch.diag(values * scale)
+    assert rotate(matrix).cut(2).dropped_energy(matrix) == pytest.approx(1 / 21, rel=1e-5)
+
+
+def test_a_zero_matrix_drops_nothing():
+    assert rotate(torch.zeros(3, 3)).cut(1).dropped_energy(torch.zeros(3, 3)) == 0.0

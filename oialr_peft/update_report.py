@@ -1,0 +1,60 @@
+"""UpdateReport: what one update did, for logs, traces, cards and people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one update did, in plain numbers; `print` shows it as one line.
+
+    `ranks` is the rank of every layer after the update, `full_ranks` its min(out, in); `changed` maps the layers whose
+    rank fell to [before, after]; `dropped` is, per cut layer, the share of the squared Frobenius norm of its weight
+    that went with the cut. `trainable_parameters` counts those of the OIALR layers alone.
+    """
+
+    step: int
+    update_number: int
+    factorised: bool
+    seconds: float
+    ranks: dict[str, int]
+    full_ranks: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, list[int]] = field(default_factory=dict)
+    dropped: dict[str, float] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    trainable_parameters: int = 0
+
+    def as_dict(self) -> dict:
+        """Every field, ready for JSON."""
+        return asdict(self)
+
+    def as_logs(self) -> dict[str, float]:
+        """The scalars that go to the Trainer's logs."""
+        ranks = list(self.ranks.values())
+        return {
+            "oialr/mean_rank": sum(ranks) / len(ranks),
+            "oialr/min_rank": min(ranks),
+            "oialr/max_rank": max(ranks),
+            "oialr/layers_cut": len(self.changed),
+            "oialr/max_dropped_energy": max(self.dropped.values(), default=0.0),
+            "oialr/trainable_parameters": self.trainable_parameters,
+            "oialr/update_seconds": self.seconds,
+        }
+
+    def __str__(self) -> str:
+        logs = self.as_logs()
+        words = [f"cut {len(self.changed)} of {len(self.ranks)} layers"]
+        if self.factorised:
+            words.insert(0, "factorised")
+        if self.changed:
+            words.append(f"at most {logs['oialr/max_dropped_energy']:.2%} of a weight's energy dropped")
+        if self.skipped:
+            words.append(f"{len(self.skipped)} left alone for want of an SVD")
+        words.append(f"mean rank {logs['oialr/mean_rank']:.4g} of {_mean(self.full_ranks):.4g}")
+        words.append(f"{self.trainable_parameters:,} parameters train in them")
+        return f"OIALR update {self.update_number} at step {self.step}: {', '.join(words)} ({self.seconds:.2g} s)"
+
+
+def _mean(ranks: dict[str, int]) -> float:
+    return sum(ranks.values()) / max(1, len(ranks))

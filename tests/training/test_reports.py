@@ -1,0 +1,49 @@
+"""What an update tells: shares, logs, and a line in words."""
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from oialr_peft import OIALRConfig, OIALRUpdater
+from tests.conftest import MLP
+
+
+def updated(scale: float = 1.0, **settings):
+    """An updater of three layers after one update, and its report."""
+    torch.manual_seed(0)
+    model = MLP()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    model = get_peft_model(model, OIALRConfig(update_interval=1, layer_step=1.0, **settings))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    updater = OIALRUpdater(model, optimizer)
+    optimizer.step()
+    return updater, updater.step()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 0.0], ids=["underflows", "zero"])
+def test_a_weight_whose_energy_underflows_is_cut_like_any_other(scale):
+    """In float32 the squares of 1e-30 are zero; an update divided by their sum."""
+    _, usual = updated(sigma_cutoff=0.3)
+    updater, report = updated(scale, sigma_cutoff=0.3)
+    assert not report.skipped
+    if scale:
+        assert report.ranks == usual.ranks
+        assert report.dropped == pytest.approx(usual.dropped, rel=1e-3)
+    assert updater.steps == 1
+
+
+def test_dropped_energy_is_in_the_logs():
+    updater, report = updated(sigma_cutoff=0.5)
+    assert len(report.dropped) == 3
+    assert report.as_logs()["oialr/max_dropped_energy"] == max(report.dropped.values()) > 0
+    assert report.full_ranks == {name: layer.full_rank for name, layer, _ in updater.layers}
+
+
+def test_a_report_is_one_line_in_words():
+    _, report = updated(sigma_cutoff=0.5)
+    line = str(report)
+    assert "\n" not in line
+    assert line.startswith("OIALR update 1 at step 1: cut 3 of 3 layers, at most ")
+    assert f"mean rank {sum(report.ranks.values()) / 3:.4g} of 17.33" in line
