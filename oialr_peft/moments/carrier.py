@@ -1,45 +1,20 @@
-"""Optimizer state through a rotation and a cut.
-
-Moments live in the coordinates of the parameter they belong to. When a parameter P becomes leftᵀ P right, its gradient
-becomes leftᵀ G right, so a moment that is linear in the gradient follows exactly. A moment of squared gradients has no
-exact rule: the expectation of (leftᵀ G right)² for entries that vary independently is (left²)ᵀ V (right²), which keeps
-it non-negative.
-"""
+"""MomentCarrier: applies the rules to the state of one optimizer."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from .errors import OIALRWarning
-from .linalg import Rotation
-from .workers import full_tensor, is_sharded, set_block
-
-
-# What each entry of an optimizer's per-parameter state is:
-#   keep: has no coordinates; first: linear in the gradient; second: average of squared gradients;
-#   row, col: second moment as means over the last and the last but one dimension, which are gone;
-#   row_kept, col_kept: the same, with that dimension kept at size one.
-_ADAM = {"step": "keep", "exp_avg": "first", "exp_avg_sq": "second", "max_exp_avg_sq": "second"}
-OPTIMIZERS: dict[str, dict[str, str]] = {
-    "Adam": _ADAM,
-    "AdamW": _ADAM,
-    "SGD": {"momentum_buffer": "first"},
-    "Adafactor": {  # torch.optim's names, then transformers'
-        "step": "keep",
-        "row_var": "row_kept",
-        "col_var": "col_kept",
-        "variance": "second",
-        "exp_avg": "first",
-        "exp_avg_sq_row": "row",
-        "exp_avg_sq_col": "col",
-        "exp_avg_sq": "second",
-        "RMS": "keep",
-    },
-}
+from ..errors import OIALRWarning
+from ..linalg import Rotation
+from ..workers import full_tensor, is_sharded, set_block
+from .rules import RULES, first, state_shape
+from .table import OPTIMIZERS
 
 
 class MomentCarrier:
@@ -51,13 +26,28 @@ class MomentCarrier:
     def __init__(self, optimizer: Any, policy: Literal["rotate", "slice", "reset"]) -> None:
         self.optimizer = inner_optimizer(optimizer)
         self.policy = policy
+        self._gradients: dict[nn.Parameter, torch.Tensor] = {}
         self._warned = False
 
+    @contextmanager
+    def moving_gradients(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Inside, `transport` also gives each of `parameters` the gradient that it has now, in its new coordinates.
+
+        A parameter that is resized drops its gradient, and with it part of an accumulation window that is under way.
+        """
+        self._gradients = {p: p.grad for p in parameters if p.grad is not None}
+        try:
+            yield
+        finally:
+            self._gradients = {}
+
     def transport(self, parameter: nn.Parameter, rotation: Rotation, *, was_dense: bool) -> None:
-        """Move the state of `parameter`, which becomes leftᵀ parameter right; call it before or after the change.
+        """Move the state of `parameter`, which has become leftᵀ parameter right.
 
         `was_dense` says that the parameter was a dense weight, not a sigma.
         """
+        if (gradient := self._gradients.pop(parameter, None)) is not None:
+            parameter.grad = _stored(gradient, first(_live(gradient, rotation), rotation, {}).to(gradient.dtype))
         state = self.optimizer.state.get(parameter)
         if not state:
             return
@@ -69,12 +59,9 @@ class MomentCarrier:
         if self.policy == "slice":
             moved = {key: _slice(value, kinds[key], rotation, was_dense) for key, value in live.items()}
         else:
-            moved = _rotate_state(live, kinds, rotation)
+            moved = _rotate(live, kinds, rotation)
         for key, value in moved.items():
-            if isinstance(value, torch.Tensor) and is_sharded(state[key]):
-                set_block(state[key], value)
-            else:
-                state[key] = value
+            state[key] = _stored(state[key], value)
 
     def drop_stale(self, parameters: dict[str, nn.Parameter]) -> list[str]:
         """Drop state whose shape is not its parameter's (an adapter was reloaded under it); returns the names."""
@@ -123,60 +110,34 @@ def _live(value: Any, rotation: Rotation) -> Any:
     return full_tensor(value)[..., : rotation.left.shape[-2], : rotation.right.shape[-2]]
 
 
-def _rotate_state(state: dict[str, Any], kinds: dict[str, str], rotation: Rotation) -> dict[str, Any]:
-    left, right = rotation.left, rotation.right
-    by_kind = {kinds[key]: value for key, value in state.items()}
-    moved = {}
-    for key, value in state.items():
-        kind = kinds[key]
-        if kind == "keep" or not isinstance(value, torch.Tensor):
-            moved[key] = value
-            continue
-        if kind == "first":
-            new = left.mT @ _as_matrix(value, rotation) @ right
-        else:
-            full = value if kind == "second" else _from_means(by_kind)
-            new = left.square().mT @ _as_matrix(full, rotation) @ right.square()
-            new = new if kind == "second" else _mean(new, kind)
-        moved[key] = new.to(value.dtype).contiguous()
-    return moved
+def _stored(old: Any, new: Any) -> Any:
+    """What takes the place of an old entry: the new one or, where FSDP holds it, the old one filled with it."""
+    if not (isinstance(old, torch.Tensor) and is_sharded(old)):
+        return new
+    set_block(old, new)
+    return old
 
 
-def _as_matrix(value: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """A tensor of a parameter's shape in the matrix shape of its rotation; the kernel of a convolution has another."""
-    shape = (*rotation.left.shape[:-1], rotation.right.shape[-2])
-    return value.to(rotation.left.dtype).reshape(shape)
+def _rotate(state: dict[str, Any], kinds: dict[str, str], rotation: Rotation) -> dict[str, Any]:
+    entries = {kinds[key]: value for key, value in state.items() if isinstance(value, torch.Tensor)}
 
+    def moved(key: str, value: Any) -> Any:
+        if kinds[key] == "keep" or not isinstance(value, torch.Tensor):
+            return value
+        return RULES[kinds[key]](value, rotation, entries).to(value.dtype).contiguous()
 
-def _from_means(by_kind: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The second moment that its means stand for: row colᵀ / mean(row)."""
-    row = by_kind["row_kept"] if "row_kept" in by_kind else by_kind["row"].unsqueeze(-1)
-    col = by_kind["col_kept"] if "col_kept" in by_kind else by_kind["col"].unsqueeze(-2)
-    return row * col / row.mean(dim=-2, keepdim=True).clamp_min(torch.finfo(row.dtype).tiny)
-
-
-def _mean(second: torch.Tensor, kind: str) -> torch.Tensor:
-    return second.mean(dim=-1 if kind.startswith("row") else -2, keepdim=kind.endswith("_kept"))
+    return {key: moved(key, value) for key, value in state.items()}
 
 
 def _slice(value: Any, kind: str, rotation: Rotation, was_dense: bool) -> Any:
     """The authors' policy: zeros at factorisation, the top-left block at a cut, never rotated."""
     if kind == "keep" or not isinstance(value, torch.Tensor):
         return value
-    shape = _state_shape(kind, (*rotation.left.shape[:-2], rotation.rank, rotation.rank))
+    shape = state_shape(kind, (*rotation.left.shape[:-2], rotation.rank, rotation.rank))
     return value.new_zeros(shape) if was_dense else value[tuple(map(slice, shape))].clone()
-
-
-def _state_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of an entry of this kind for a parameter of `shape`."""
-    if kind.startswith("row"):
-        return (*shape[:-1], 1) if kind == "row_kept" else shape[:-1]
-    if kind.startswith("col"):
-        return (*shape[:-2], 1, shape[-1]) if kind == "col_kept" else (*shape[:-2], shape[-1])
-    return shape
 
 
 def _fits(value: Any, kind: str, parameter: nn.Parameter) -> bool:
     if kind == "keep" or not isinstance(value, torch.Tensor):
         return True
-    return value.shape == _state_shape(kind, tuple(parameter.shape))
+    return value.shape == state_shape(kind, tuple(parameter.shape))
