@@ -9,6 +9,7 @@ register()
 
 from .config import OIALRConfig  # noqa: E402
 from .errors import OIALRWarning  # noqa: E402
+from .training.muon import MuonAdamW  # noqa: E402
 from .training.updater import OIALRUpdater  # noqa: E402
 from .tuner.model import OIALRModel  # noqa: E402
 from .update_report import UpdateReport  # noqa: E402
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "MuonAdamW",
     "OIALRCallback",
     "OIALRConfig",
     "OIALRModel",

@@ -2,6 +2,7 @@
 
 from .cost import cheapest_order, forward_multiplications, rebuild
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, two_factor_size, working_dtype
+from .orthogonal import orthogonalise
 from .rotation import Rotation, decompose, rotate, rotate_lowrank
 
 
@@ -13,6 +14,7 @@ __all__ = [
     "factor_shapes",
     "factored_size",
     "forward_multiplications",
+    "orthogonalise",
     "orthonormality_error",
     "rebuild",
     "rotate",

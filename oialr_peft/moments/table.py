@@ -17,6 +17,7 @@ OPTIMIZERS: dict[str, dict[str, str]] = {
     "Adamax": {"step": "keep", "exp_avg": "first", "exp_inf": "largest"},
     "SGD": {"momentum_buffer": "first"},
     "Muon": {"momentum_buffer": "first"},
+    "MuonAdamW": {**_ADAM, "momentum_buffer": "first"},
     "Lion": {"exp_avg": "first"},
     "RMSprop": {"step": "keep", "square_avg": "centred", "momentum_buffer": "first", "grad_avg": "mean"},
     "Adagrad": {"step": "keep", "sum": "second"},

@@ -1,0 +1,148 @@
+"""MuonAdamW: Muon for hidden matrices and sigmas, AdamW for everything else, as one optimizer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..linalg import orthogonalise
+
+
+_MUON = {"nesterov": True, "ns_steps": 5}
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """One optimizer of two kinds of groups, told apart by their `kind`: "muon" and "adamw".
+
+    Muon's step is the orthogonalised momentum of the gradient. It does not depend on the basis in which a matrix is
+    written, so OIALR's rotations are invisible to it, and on a sigma of rank r it costs a fraction of what it costs on
+    the weight. State, groups and hyper-parameters have the names of `torch.optim.Muon` and `torch.optim.AdamW`. Hand
+    one to the Trainer as `optimizers=(optimizer, None)`; the same object trains a dense model.
+
+    Args:
+        muon: the matrices, or groups of them; each must have two dimensions.
+        adamw: all other parameters, or groups of them.
+        muon_lr: step of Muon's groups, in units of the spectral norm; 0.02 (default) suits most models.
+        lr: AdamW's learning rate, default 1e-3.
+        weight_decay: decoupled, of both kinds, default 0.01. Groups may set their own.
+        momentum, betas: of Muon and AdamW, defaults 0.95 and (0.9, 0.95).
+
+    Raises:
+        ValueError: a parameter of `muon` that is not a matrix, or a number out of its range.
+    """
+
+    def __init__(
+        self,
+        muon: Iterable[Any],
+        adamw: Iterable[Any] = (),
+        *,
+        muon_lr: float = 0.02,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ) -> None:
+        for name, value in {"muon_lr": muon_lr, "lr": lr, "weight_decay": weight_decay, "eps": eps}.items():
+            if not value >= 0:
+                raise ValueError(f"`{name}` must be at least 0; got {value!r}.")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must be in [0, 1); got {momentum!r}.")
+        spectral = {"lr": muon_lr, "weight_decay": weight_decay, "momentum": momentum, **_MUON}
+        groups = [{**spectral, **group, "kind": "muon"} for group in _groups(muon)]
+        for shape in (tuple(p.shape) for group in groups for p in group["params"] if p.ndim != 2):
+            raise ValueError(
+                f"Muon takes matrices only; got a parameter of shape {shape}. Put it among `adamw`, or use "
+                "MuonAdamW.from_model, which sorts the parameters of a model."
+            )
+        self._adamw: torch.optim.AdamW | None = None
+        if plain := _groups(adamw):
+            self._adamw = torch.optim.AdamW(plain, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+            groups += [{**group, "kind": "adamw"} for group in self._adamw.param_groups]
+        super().__init__(groups, {"lr": lr})
+
+    @classmethod
+    def from_model(
+        cls, model: nn.Module, *, muon_lr: float = 0.02, lr: float = 1e-3, weight_decay: float = 0.01, **kwargs: Any
+    ) -> MuonAdamW:
+        """The optimizer of all trainable parameters of `model`, dense or with an OIALR adapter.
+
+        Muon takes every matrix but embeddings, output heads and what is tied to them; AdamW takes the rest, without
+        weight decay of vectors (biases, norms). Kernels of convolutions go to AdamW, and so do their sigmas.
+        """
+        apart = _embeddings_and_heads(model)
+        trained = {id(p): p for p in model.parameters() if p.requires_grad}
+        spectral = {i for i, p in trained.items() if p.ndim == 2 and i not in apart}
+        rest = [p for i, p in trained.items() if i not in spectral]
+        groups = [
+            {"params": [p for p in rest if p.ndim > 1]},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return cls(
+            [p for i, p in trained.items() if i in spectral],
+            [group for group in groups if group["params"]],
+            muon_lr=muon_lr,
+            lr=lr,
+            weight_decay=weight_decay,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of every group."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["kind"] == "muon":
+                self._spectral_step(group)
+        if self._adamw is not None:  # its groups and state are ours, also after `load_state_dict`
+            self._adamw.param_groups = [group for group in self.param_groups if group["kind"] == "adamw"]
+            self._adamw.state = self.state
+            self._adamw.step()
+        return loss
+
+    def _spectral_step(self, group: dict[str, Any]) -> None:
+        """torch.optim.Muon's step, with matrices of one shape orthogonalised together."""
+        by_shape: dict[Any, list[tuple[nn.Parameter, torch.Tensor]]] = defaultdict(list)
+        for parameter in group["params"]:
+            if (gradient := parameter.grad) is None:
+                continue
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
+            momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+            update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+            by_shape[update.shape, update.dtype, update.device].append((parameter, update))
+        for alike in by_shape.values():
+            updates = torch.stack([update for _, update in alike])
+            steps = orthogonalise(updates.to(_working_dtype(updates)), steps=group["ns_steps"]).to(updates.dtype)
+            for (parameter, _), step in zip(alike, steps, strict=True):
+                rows, cols = parameter.shape
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(step, alpha=-group["lr"] * max(1, rows / cols) ** 0.5)
+
+
+def _groups(parameters: Iterable[Any]) -> list[dict[str, Any]]:
+    """Groups of parameters, from groups or from parameters."""
+    given = list(parameters)
+    return given if given and isinstance(given[0], dict) else [{"params": given}] if given else []
+
+
+def _embeddings_and_heads(model: nn.Module) -> set[int]:
+    """The ids of the parameters of embeddings and output heads."""
+    get_output = getattr(model, "get_output_embeddings", None)
+    modules: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    if callable(get_output) and isinstance(head := get_output(), nn.Module):
+        modules.append(head)
+    return {id(p) for module in modules for p in module.parameters(recurse=False)}
+
+
+def _working_dtype(updates: torch.Tensor) -> torch.dtype:
+    """bfloat16 on accelerators, as torch.optim.Muon; on a CPU, where that takes up to 60 times as long, not."""
+    return updates.dtype if updates.device.type == "cpu" else torch.bfloat16

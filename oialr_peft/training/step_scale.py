@@ -1,0 +1,133 @@
+"""The scale of sigma's step, applied around every step of the optimizer; its groups and state stay as they are."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import OIALRWarning
+from ..policy.step_size import KINDS, Kind, Ramp, StepSize
+
+
+_DECOUPLED = frozenset({"AdamW", "Muon", "Lion"})  # weight decay apart from the step, unless a group says otherwise
+
+Shapes = Callable[[], tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+class StepScale:
+    """Multiplies the step that an optimizer makes in the trained matrix of each layer.
+
+    Before a step the matrices that are scaled are copied, after it their change is multiplied; weight decay that is
+    decoupled from the step is not. So it works with any loop, scheduler, clipping and sharding.
+
+    Args:
+        optimizer: a torch optimizer that holds the parameters.
+        layers: {name: (parameter, a function that gives the shapes of weight and trained matrix as they are now)}.
+        policy: which scale.
+
+    Raises:
+        ValueError: a number as scale for an optimizer whose step is relative to the weight or linear in the gradient.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, layers: Mapping[str, tuple[nn.Parameter, Shapes]], policy: StepSize
+    ) -> None:
+        self.policy = policy
+        self._optimizer = weakref.ref(optimizer)
+        self._layers = dict(layers)
+        self._kinds = {name: self._kind_of(optimizer, parameter) for name, (parameter, _) in self._layers.items()}
+        self._ramps = {name: Ramp(scale, scale) for name, scale in self._targets().items()}
+        self._before: dict[str, torch.Tensor] = {}
+        this = weakref.ref(self)
+        hooks = (
+            optimizer.register_step_pre_hook(lambda *_: (scale := this()) and scale._remember()),
+            optimizer.register_step_post_hook(lambda *_: (scale := this()) and scale._apply()),
+        )
+        for hook in hooks:
+            weakref.finalize(self, hook.remove)
+
+    def refresh(self) -> None:
+        """Set out for the scales of the present ranks; to be called after an update."""
+        for name, target in self._targets().items():
+            self._ramps[name].aim(target)
+
+    def scales(self) -> dict[str, float]:
+        """{layer: factor of its next step}."""
+        return {name: ramp.value for name, ramp in self._ramps.items()}
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """{layer: [start, steps taken]} of the scales that are on their way."""
+        return {n: [ramp.start, ramp.taken] for n, ramp in self._ramps.items() if ramp.value != ramp.target}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Go on from `state_dict()`, for the ranks that the layers have now."""
+        for name, target in self._targets().items():
+            start, taken = state.get(name, (target, 0))
+            self._ramps[name] = Ramp(float(start), target, int(taken))
+
+    def _targets(self) -> dict[str, float]:
+        found = {}
+        for name, (_, shapes) in self._layers.items():
+            kind, adjustment = self._kinds[name]
+            found[name] = self.policy.scale(kind, *shapes(), muon_adjustment=adjustment)
+        return found
+
+    def _kind_of(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[Kind, str | None]:
+        """How the optimizer steps this parameter, and Muon's adjustment."""
+        group = _group_of(optimizer, parameter)
+        if (named := group.get("kind")) in ("muon", "adamw"):  # MuonAdamW
+            return ("spectral" if named == "muon" else "entrywise"), None
+        name = next((cls.__name__ for cls in type(optimizer).__mro__ if cls.__name__ in KINDS), None)
+        kind: Kind = KINDS[name] if name else "linear"
+        if name is None and self.policy.lr_scale == "match":
+            warnings.warn(
+                f"OIALR does not know how the step of {type(optimizer).__module__}.{type(optimizer).__name__} depends "
+                "on the shape of a matrix, so it is not scaled and shrinks with the rank if it is Adam-like. Set "
+                "`lr_scale` to a number, or to 'none' if this is fine.",
+                OIALRWarning,
+                stacklevel=5,
+            )
+        if not isinstance(self.policy.lr_scale, str) and kind in ("relative", "linear") and name:
+            raise ValueError(
+                f"`lr_scale={self.policy.lr_scale}` with {name}: its step follows the "
+                f"{'weight' if kind == 'relative' else 'gradient'}, so a factor would be counted twice. Use "
+                "lr_scale='match', which leaves it alone, or change its learning rate."
+            )
+        return kind, group.get("adjust_lr_fn")
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        self._before = {
+            name: self._layers[name][0].detach().clone() for name, scale in self.scales().items() if scale != 1
+        }
+
+    @torch.no_grad()
+    def _apply(self) -> None:
+        optimizer = self._optimizer()
+        assert optimizer is not None
+        for name, before in self._before.items():
+            parameter = self._layers[name][0]
+            kept = 1 - _decoupled_decay(optimizer, _group_of(optimizer, parameter))
+            scaled = before * kept + (parameter - before * kept) * self._ramps[name].value
+            # Where nothing moved, the step was skipped (no gradient, or an overflow found inside the step).
+            parameter.copy_(torch.where(parameter == before, before, scaled))
+        self._before = {}
+        for ramp in self._ramps.values():
+            ramp.advance()
+
+
+def _group_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    return next((g for g in optimizer.param_groups if any(parameter is held for held in g["params"])), {})
+
+
+def _decoupled_decay(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Any:
+    """The share of a parameter that decay takes in a step, where that is no part of the step itself."""
+    by_class = any(cls.__name__ in _DECOUPLED for cls in type(optimizer).__mro__) or "kind" in group
+    if not group.get("decoupled_weight_decay", by_class):
+        return 0.0
+    return group.get("lr", 0.0) * group.get("weight_decay", 0.0)

@@ -1,0 +1,127 @@
+"""Sigma's step, scaled around any optimizer's own."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from oialr_peft import OIALRWarning
+from oialr_peft.policy.step_size import RAMP, StepSize
+from oialr_peft.training.muon import MuonAdamW
+from oialr_peft.training.step_scale import StepScale
+
+
+WEIGHT, CORE = (32, 8), (4, 4)
+
+
+def scaled(optimizer, parameter, lr_scale="match", weight=WEIGHT):
+    return StepScale(optimizer, {"layer": (parameter, lambda: (weight, tuple(parameter.shape)))}, StepSize(lr_scale))
+
+
+def change(make, lr_scale, decay=0.0):
+    """How far one step moves a (4, 4) parameter, and the parameter before it."""
+    parameter = nn.Parameter(torch.randn(CORE, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    optimizer = make([parameter], decay)
+    scale = scaled(optimizer, parameter, lr_scale)
+    before = parameter.detach().clone()
+    parameter.grad = torch.randn(CORE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    optimizer.step()
+    return parameter.detach() - before, before, scale
+
+
+ENTRYWISE = {
+    "AdamW": lambda p, wd: torch.optim.AdamW(p, lr=1e-2, weight_decay=wd),
+    "Adam": lambda p, wd: torch.optim.Adam(p, lr=1e-2, weight_decay=wd),
+    "NAdam": lambda p, wd: torch.optim.NAdam(p, lr=1e-2, weight_decay=wd, decoupled_weight_decay=True),
+    "RAdam": lambda p, wd: torch.optim.RAdam(p, lr=1e-2, weight_decay=wd, decoupled_weight_decay=True),
+}
+
+
+@pytest.mark.parametrize("name", ENTRYWISE)
+def test_the_step_is_multiplied_and_decoupled_decay_is_not(name):
+    plain, before, _ = change(ENTRYWISE[name], "none")
+    with_scale, _, scale = change(ENTRYWISE[name], "match")
+    assert scale.scales() == {"layer": 4.0}  # sqrt(32 * 8) / 4
+    torch.testing.assert_close(with_scale, 4 * plain)
+    if name != "Adam":  # its decay is part of the gradient
+        decayed, _, _ = change(ENTRYWISE[name], "match", decay=0.1)
+        torch.testing.assert_close(decayed, 4 * plain - 1e-3 * before)
+
+
+def test_muon_has_its_own_rule():
+    def make(parameters, decay):
+        return MuonAdamW(parameters, muon_lr=1e-2, weight_decay=decay)
+
+    plain, before, _ = change(make, "none")
+    with_scale, _, scale = change(make, "match", decay=0.1)
+    assert scale.scales() == {"layer": 2.0}  # sqrt(32 / 8)
+    torch.testing.assert_close(with_scale, 2 * plain - 1e-3 * before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda p, wd: torch.optim.SGD(p, lr=1e-2, momentum=0.9), lambda p, wd: torch.optim.Adafactor(p, lr=1e-2)],
+    ids=["SGD", "Adafactor"],
+)
+def test_steps_that_fit_every_rank_are_untouched_and_not_counted_twice(make):
+    plain, _, _ = change(make, "none")
+    matched, _, _ = change(make, "match")
+    assert torch.equal(plain, matched)
+    with pytest.raises(ValueError, match=r"`lr_scale=2.0` with (SGD|Adafactor).*counted twice"):
+        change(make, 2.0)
+
+
+def test_an_unknown_optimizer_is_named():
+    class Odd(torch.optim.Optimizer):
+        def __init__(self, parameters, lr):
+            super().__init__(parameters, {"lr": lr})
+
+        def step(self, closure=None):
+            pass
+
+    parameter = nn.Parameter(torch.zeros(CORE))
+    with pytest.warns(OIALRWarning, match="does not know how the step of .*Odd depends"):
+        scaled(Odd([parameter], 1e-2), parameter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scaled(Odd([parameter], 1e-2), parameter, "none")
+        scaled(Odd([parameter], 1e-2), parameter, 2.0)
+
+
+def test_a_new_scale_is_ramped_in_and_survives_a_resume():
+    shape = [CORE]
+    parameter = nn.Parameter(torch.zeros(CORE))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-2)
+
+    def make():
+        return StepScale(optimizer, {"layer": (parameter, lambda: (WEIGHT, shape[0]))}, StepSize("match"))
+
+    scale = make()
+    shape[0] = (2, 2)  # as after a cut
+    scale.refresh()
+    assert scale.scales()["layer"] == 4
+    parameter.grad = torch.ones(CORE)
+    for _ in range(RAMP // 2):
+        optimizer.step()
+    assert scale.scales()["layer"] == pytest.approx(6)
+    state = copy.deepcopy(scale.state_dict())
+    resumed = make()
+    resumed.load_state_dict(state)
+    assert resumed.scales() == scale.scales()
+    for _ in range(RAMP):
+        optimizer.step()
+    assert scale.scales()["layer"] == resumed.scales()["layer"] == 8
+    assert scale.state_dict() == {}
+
+
+def test_a_skipped_step_moves_nothing_and_a_discarded_scale_lets_go():
+    parameter = nn.Parameter(torch.randn(CORE))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0.1)
+    scale = scaled(optimizer, parameter)
+    before = parameter.detach().clone()
+    optimizer.step()  # no gradient
+    assert torch.equal(parameter, before)
+    del scale
+    assert not optimizer._optimizer_step_post_hooks
