@@ -12,8 +12,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .config import OIALRConfig
-from .layers import OIALRLayer
+from .layer import OIALRLayer
 from .linalg import factor_shapes
+from .weights import AdaptedWeight
 
 
 PEFT_PREFIX = "base_model.model."
@@ -60,7 +61,7 @@ def cut_to_live(state_dict: dict[str, torch.Tensor], name: str, adapter: str, ra
         state_dict[key] = state_dict[key][(..., *block)].contiguous()
 
 
-def file_ranks(state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, OIALRLayer]) -> dict[str, int | None]:
+def file_ranks(state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, AdaptedWeight]) -> dict[str, int | None]:
     """{layer name: rank in the file, None where the file holds a dense weight}, taken from tensor shapes.
 
     Raises:
@@ -71,7 +72,7 @@ def file_ranks(state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, OIAL
     for name, layer in layers.items():
         weight = tensors.get(f"{name}.oialr_weight")
         if weight is not None:
-            _check_shape(f"{name}.oialr_weight", weight, layer.weight_shape)
+            _check_shape(f"{name}.oialr_weight", weight, layer.shape)
             ranks[name] = None
             continue
         if missing := [part for part in _PARTS[:3] if f"{name}.{part}" not in tensors]:
@@ -93,7 +94,7 @@ def file_ranks(state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, OIAL
 
 
 def check_file(
-    model: nn.Module, config: OIALRConfig, state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, OIALRLayer]
+    model: nn.Module, config: OIALRConfig, state_dict: Mapping[str, torch.Tensor], layers: Mapping[str, AdaptedWeight]
 ) -> None:
     """Refuse a file with tensors of unknown layers, or without the rest that `train_rest` saves.
 

@@ -12,25 +12,23 @@ from .errors import OIALRWarning
 
 
 if TYPE_CHECKING:
-    from .layers.base import OIALRLayer
+    from .weights import AdaptedWeight
 
 
 class UpdateWatch:
     """Warns once when training of an adapter goes past the second update's step and nobody made an update.
 
-    It counts the steps of whichever torch optimizer holds the adapter's parameter in `layer`, so it sees optimizer
-    steps whatever the loop looks like. `OIALRUpdater.step` calls `reset`. It ends with the layer, and copies of the
-    layer have none.
+    It counts the steps of whichever torch optimizer holds the core of `weight`, so it sees optimizer steps whatever
+    the loop looks like. `OIALRUpdater.step` calls `reset`. It ends with the weight, and copies of it have none.
     """
 
-    def __init__(self, layer: OIALRLayer, adapter: str, limit: int) -> None:
+    def __init__(self, weight: AdaptedWeight, limit: int) -> None:
         self.limit = limit
-        self._layer = weakref.ref(layer)
-        self._adapter = adapter
+        self._weight = weakref.ref(weight)
         self._steps = 0
         self._warned = False
         handle = register_optimizer_step_post_hook(self._on_step)
-        self._end = weakref.finalize(layer, handle.remove)
+        self._end = weakref.finalize(weight, handle.remove)
 
     def end(self) -> None:
         """Stop counting: the adapter is gone."""
@@ -41,11 +39,11 @@ class UpdateWatch:
         self._steps = 0
 
     def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        layer = self._layer()
-        if self._warned or layer is None or not layer.holds(self._adapter):
+        weight = self._weight()
+        if self._warned or weight is None:
             return
-        parameter = layer.parameter(self._adapter)
-        if not any(parameter is held for group in optimizer.param_groups for held in group["params"]):
+        core = weight.core
+        if not any(core is held for group in optimizer.param_groups for held in group["params"]):
             return
         self._steps += 1
         if self._steps > self.limit:

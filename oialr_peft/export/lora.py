@@ -12,7 +12,7 @@ from peft import save_as_lora as peft_save_as_lora
 from safetensors.torch import load_file
 
 from ..config import OIALRConfig
-from ..layers import Linear, active_layers
+from ..layer import adapted_weights, oialr_layers
 
 
 def save_as_lora(model: PeftModel, path: str | os.PathLike, rank: int | float) -> dict[str, float]:
@@ -38,10 +38,11 @@ def save_as_lora(model: PeftModel, path: str | os.PathLike, rank: int | float) -
     peft_save_as_lora(path, model, rank=rank, adapter_name=cast(str, model.active_adapter))
     saved = load_file(Path(path) / "adapter_model.safetensors")
     losses = {}
-    for name, layer, adapter in active_layers(model):
-        delta = cast(Linear, layer).get_delta_weight(adapter)
-        a, b = (saved[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
-        product = (b @ a).T if cast(Linear, layer).input_first else b @ a
-        weight = delta + layer.base_weight.detach().float()
+    layers = oialr_layers(model)
+    for name, adapted in adapted_weights(model).items():
+        weight, layer = adapted.dense(torch.float32), layers[name]
+        delta = layer.get_delta_weight(adapted.adapter)
+        a, b = (saved[f"base_model.model.{name}.lora_{side}.weight"].float() for side in "AB")
+        product = layer.kind.pair_product(layer.get_base_layer(), a, b)
         losses[name] = float(torch.linalg.norm(delta - product) / torch.linalg.norm(weight))
     return losses

@@ -1,25 +1,32 @@
-"""Where PEFT meets torch.nn: the layers that hold a weight as factors."""
+"""Until its callers have moved to kinds/, weights/ and layer.py."""
 
-from .attention import PROJECTIONS, MultiheadAttention, leave_fast_path
-from .base import OIALRLayer
-from .conv import Conv1d, Conv2d
-from .dispatch import is_attention, unsupported_reason, wrap
-from .linear import Linear, TransposedLinear
-from .walk import active_layers, oialr_layers
+from torch import nn
+
+from ..kinds import PROJECTIONS, MultiheadAttention, is_attention, leave_fast_path, unsupported_reason
+from ..layer import OIALRLayer
+from ..layer import oialr_layers as _by_name
+
+
+def oialr_layers(model: nn.Module) -> list[tuple[str, OIALRLayer]]:
+    return list(_by_name(model).items())
+
+
+def active_layers(model: nn.Module) -> list[tuple[str, OIALRLayer, str]]:
+    return [
+        (name, layer, adapter)
+        for name, layer in oialr_layers(model)
+        for adapter in layer.active_adapters
+        if adapter in layer.weights
+    ]
 
 
 __all__ = [
     "PROJECTIONS",
-    "Conv1d",
-    "Conv2d",
-    "Linear",
     "MultiheadAttention",
     "OIALRLayer",
-    "TransposedLinear",
     "active_layers",
     "is_attention",
     "leave_fast_path",
     "oialr_layers",
     "unsupported_reason",
-    "wrap",
 ]

@@ -21,7 +21,7 @@ def multiplications(batch: int, n_in: int, rank: int, n_out: int) -> dict[str, i
     """Multiplications of one forward and backward pass by order; x and sigma need gradients.
 
     `chain` multiplies x through the three factors. `folded` has sigma folded into the outer two on the way, by a
-    Function of our own (layers/product.py), and pays once the rank is not small. `rebuild` forms the weight: dearer at
+    Function of our own (kinds/product.py), and pays once the rank is not small. `rebuild` forms the weight: dearer at
     low rank, cheaper for square layers near full rank, where it costs (3 batch + 4 n) n² against a dense layer's
     3 batch n². Convolutions have no chain and fold once; the count is close enough for their choice to rebuild.
     """
@@ -38,6 +38,9 @@ def forward_multiplications(n_in: int, rank: int, n_out: int) -> int:
     return min(rank * (n_in + n_out), n_in * n_out)
 
 
-def rebuild(u: torch.Tensor, sigma: torch.Tensor, vh: torch.Tensor) -> torch.Tensor:
-    """The weight u @ sigma @ vh; sigma goes into the smaller factor first."""
+def rebuild(u: torch.Tensor | None, sigma: torch.Tensor, vh: torch.Tensor | None) -> torch.Tensor:
+    """The weight u @ sigma @ vh, without what is None; sigma goes into the smaller factor first."""
+    if u is None or vh is None:
+        product = sigma if u is None else u @ sigma
+        return product if vh is None else product @ vh
     return u @ sigma @ vh if u.shape[-2] <= vh.shape[-1] else u @ (sigma @ vh)

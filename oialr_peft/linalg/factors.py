@@ -1,29 +1,55 @@
-"""A weight held as three factors, W = u @ sigma @ vh."""
+"""A weight held as factors, W = left @ core @ right."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
 
 class Factors(NamedTuple):
-    """W (rows, cols) = `u` (rows, rank) @ `sigma` (rank, rank) @ `vh` (rank, cols).
+    """W (rows, cols) = `left` @ `core` @ `right`; a basis that is None counts as the identity.
 
-    A leading dimension holds several matrices of one rank, such as the groups of a convolution. `u` has orthonormal
-    columns and `vh` orthonormal rows; both are frozen. `sigma` is a dense square matrix and the only part that trains
-    (paper, section 3: U, Sigma, V^T).
+    As in the paper (section 3: U, Sigma, V^T), `left` (rows, rank) has orthonormal columns, `right` (rank, cols) has
+    orthonormal rows, both are frozen, and the `core` (rank, rank), a dense matrix, is the only part that trains. A
+    leading dimension holds several matrices of one rank, such as the groups of a convolution.
     """
 
-    u: torch.Tensor
-    sigma: torch.Tensor
-    vh: torch.Tensor
+    left: torch.Tensor | None
+    core: torch.Tensor
+    right: torch.Tensor | None
 
     def compose(self) -> torch.Tensor:
-        """The weight (rows, cols), computed in `working_dtype` and cast once to the dtype of `sigma`."""
-        u, sigma, vh = (part.to(working_dtype(part.dtype)) for part in self)
-        return (u @ sigma @ vh).to(self.sigma.dtype)
+        """The weight (rows, cols), computed in `working_dtype` and cast once to the dtype of the core."""
+        product, *others = (part.to(working_dtype(part.dtype)) for part in self if part is not None)
+        for part in others:
+            product = product @ part
+        return product.to(self.core.dtype)
+
+    def bases_to(self, dtype: torch.dtype) -> Factors:
+        """The factors with bases of `dtype`."""
+        left, right = (None if basis is None else basis.to(dtype) for basis in (self.left, self.right))
+        return Factors(left, self.core, right)
+
+    def transposed(self) -> Factors:
+        """The factors of Wᵀ."""
+        left, core, right = (None if part is None else part.mT for part in self)
+        return Factors(right, cast(torch.Tensor, core), left)
+
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight as two matrices, with the core multiplied into the smaller basis, in `working_dtype`.
+
+        Raises:
+            ValueError: there are no bases, so there is nothing to fold into.
+        """
+        left, core, right = (None if part is None else part.to(working_dtype(part.dtype)) for part in self)
+        core = cast(torch.Tensor, core)
+        if left is None and right is None:
+            raise ValueError("A dense weight has no two factors.")
+        if left is None or right is None:
+            return (core, right) if right is not None else (cast(torch.Tensor, left), core)
+        return (left @ core, right) if left.numel() <= right.numel() else (left, core @ right)
 
     def error(self, matrix: torch.Tensor) -> float:
         """Relative Frobenius distance of the product from `matrix`; 0 where both are zero."""

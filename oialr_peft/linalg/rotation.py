@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .change import BasisChange, Transport
 from .factors import Factors, reorthonormalise, working_dtype
 
 
@@ -44,16 +45,23 @@ class Rotation:
         kept = float(torch.linalg.vector_norm(self.singular_values, dtype=torch.float64))
         return max(0.0, 1 - (kept / whole) ** 2) if whole else 0.0
 
-    def factorise(self, dtype: torch.dtype) -> Factors:
-        """The factors of a dense weight, contiguous and in `dtype`."""
-        return _stored(self.left, self.singular_values, self.right.mT, dtype)
+    def change(self, held: Factors) -> BasisChange:
+        """The way of a weight, whose core this is the decomposition of, into the bases that make its core diagonal.
 
-    def apply(self, factors: Factors) -> Factors:
-        """Rotate `factors`, whose sigma this is the decomposition of: u ← u left, vh ← rightᵀ vh, sigma ← diag."""
-        work = self.left.dtype
-        u = reorthonormalise(factors.u.to(work) @ self.left)
-        vh = reorthonormalise(factors.vh.to(work).mT @ self.right).mT
-        return _stored(u, self.singular_values, vh, factors.sigma.dtype)
+        left ← left @ self.left, right ← self.rightᵀ @ right, where an absent one is the identity.
+        """
+        left, right = self.left, self.right.mT
+        if held.left is not None:
+            left = reorthonormalise(held.left.to(left.dtype) @ left)
+        if held.right is not None:
+            right = reorthonormalise(held.right.to(left.dtype).mT @ self.right).mT
+        return BasisChange(
+            _stored(left, self.singular_values, right, held.core.dtype), Transport(self.left, self.right)
+        )
+
+    def factorise(self, dtype: torch.dtype) -> Factors:
+        """The factors of the matrix that was decomposed, contiguous and in `dtype`."""
+        return _stored(self.left, self.singular_values, self.right.mT, dtype)
 
 
 def rotate(matrix: torch.Tensor) -> Rotation | None:

@@ -86,9 +86,7 @@ class OIALRUpdater:
         digests = {}
         for name, layer, adapter in self.layers:
             parameter = layer.parameter(adapter)
-            factors = [layer.matrix(adapter)]
-            if layer.is_factored(adapter):
-                factors += [layer.factors(adapter).u, layer.factors(adapter).vh]
+            factors = [factor for factor in layer.weights[adapter].full_factors if factor is not None]
             state = self.carrier.optimizer.state.get(parameter) or {}
             moments = [full_tensor(value) for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
             where = f"after the update at step {self.steps}"

@@ -8,27 +8,19 @@ import time
 from typing import Any, ClassVar, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..checkpoint import check_file, cut_to_live, file_ranks, rest_keys
+from ..compat.peft_ import include_all_linear_layers, is_excluded
 from ..config import OIALRConfig
-from ..layers import (
-    PROJECTIONS,
-    MultiheadAttention,
-    OIALRLayer,
-    active_layers,
-    is_attention,
-    leave_fast_path,
-    oialr_layers,
-    wrap,
-)
-from ..linalg import Factors, decompose, factor_shapes, working_dtype
+from ..kinds import PROJECTIONS, Kind, MultiheadAttention, is_attention, kind_of, leave_fast_path
+from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
 from ..workers import full_tensor
-from .rules import initial_rank
+from .start import starting_weight
 from .targets import TargetSelection, select_targets
 
 
@@ -53,7 +45,7 @@ class OIALRModel(BaseTuner):
 
     def ranks(self) -> dict[str, int]:
         """{module name: current rank} of the active adapter; min(out, in) before factorisation."""
-        return {name: layer.rank(adapter) for name, layer, adapter in active_layers(self.model)}
+        return {name: weight.rank for name, weight in adapted_weights(self.model).items()}
 
     # -- injection ---------------------------------------------------------------------------------------------
 
@@ -72,8 +64,9 @@ class OIALRModel(BaseTuner):
                 "OIALR: factorised %d layers in %.1f s (init=%r); largest relative error %.2g, of '%s'.",
                 *(len(self.init_errors), time.perf_counter() - began, config.init, self.init_errors[worst], worst),
             )
-        for first in [layer for _, layer in oialr_layers(model) if layer.holds(adapter_name)][:1]:
-            first.watches[adapter_name] = UpdateWatch(first, adapter_name, config.delay + config.update_interval)
+        if weights := weights_of(model, adapter_name):
+            first = next(iter(weights.values()))
+            first.watch = UpdateWatch(first, config.delay + config.update_interval)
 
     def _post_injection_hook(self, model: nn.Module, config: OIALRConfig, adapter_name: str) -> None:
         leave_fast_path(model)
@@ -90,7 +83,7 @@ class OIALRModel(BaseTuner):
         return super().unload()
 
     def _check_base_is_intact(self, action: str) -> None:
-        for _, layer in oialr_layers(self.model):
+        for layer in oialr_layers(self.model).values():
             layer.check_base(action)
         if any(getattr(config, "train_rest", False) for config in self.peft_config.values()):
             raise RuntimeError(
@@ -99,8 +92,8 @@ class OIALRModel(BaseTuner):
             )
 
     def delete_adapter(self, adapter_name: str) -> None:
-        for _, layer in oialr_layers(self.model):
-            if layer.holds(adapter_name):  # all of them before PEFT deletes from any
+        for layer in oialr_layers(self.model).values():
+            if adapter_name in layer.weights:  # all of them before PEFT deletes from any
                 layer.check_base(f"deleting the adapter {adapter_name!r}")
         super().delete_adapter(adapter_name)
 
@@ -124,12 +117,12 @@ class OIALRModel(BaseTuner):
         return peft_config  # target_modules=None is resolved in _prepare_model, which sees the model
 
     def _prepare_model(self, peft_config: OIALRConfig, model: nn.Module) -> None:
-        _maybe_include_all_linear_layers(peft_config, model)
+        include_all_linear_layers(peft_config, model)
 
         def matches(name: str) -> bool | None:
             probe = peft_config if peft_config.target_modules is not None else _with_target(peft_config, name)
             found = BaseTuner._check_target_module_exists(probe, name)
-            return None if type(found).__name__ == "_ExcludedModule" else bool(found)
+            return None if is_excluded(found) else bool(found)
 
         self.selection = select_targets(model, peft_config, matches)
         self._progress.total = len(self.selection.chosen)
@@ -156,31 +149,19 @@ class OIALRModel(BaseTuner):
             for name in PROJECTIONS:
                 child, key = getattr(attention, name), f"{current_key}.{name}"
                 self._create_and_replace(peft_config, adapter_name, child, name, attention, key)
-                getattr(attention, name).part_of_attention = True
+                getattr(attention, name).in_attention = True
             return
-        layer = target if isinstance(target, OIALRLayer) else wrap(target)
-        self._fill(layer, peft_config, adapter_name, current_key)
+        # `select_targets` has checked that its kind is supported.
+        layer = target if isinstance(target, OIALRLayer) else OIALRLayer(target, cast(Kind, kind_of(target)))
+        start = starting_weight(current_key, layer.base_weight, layer.matrix_shape, peft_config)
+        layer.add_weight(adapter_name, start.factors, free_base=peft_config.frees_base, awaits_file=start.awaits_file)
+        if start.error is not None:
+            self.init_errors[current_key] = start.error
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
         self._progress.update()
-
-    def _fill(self, layer: OIALRLayer, config: OIALRConfig, adapter: str, name: str) -> None:
-        weight = layer.base_weight
-        dtype = working_dtype(weight.dtype)
-        saved = None if config.ranks is None else config.ranks.get(name)
-        if saved is not None:
-            nan = torch.full((), float("nan"), dtype=dtype, device=weight.device)
-            factors = Factors(*(nan.expand(s).clone() for s in factor_shapes(layer.matrix_shape, saved)))
-            layer.add_factored(adapter, factors, config.frees_base, filled=False)
-        elif config.delay or config.ranks is not None:
-            layer.add_dense(adapter, config.frees_base)
-        else:
-            matrix = weight.reshape(layer.matrix_shape)
-            factors = _decompose(matrix, name, config, dtype)
-            self.init_errors[name] = factors.error(matrix)
-            layer.add_factored(adapter, factors if config.init_weights else _disturbed(factors), config.frees_base)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, MultiheadAttention):
@@ -202,8 +183,8 @@ class OIALRModel(BaseTuner):
         # Factors are made in float32 or better, so there is nothing to raise; without autocast they are lowered once.
         if autocast_adapter_dtype:
             return super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for layer in self.model.modules():
-            if isinstance(layer, OIALRLayer) and layer.holds(adapter_name):
+        for layer in oialr_layers(self.model).values():
+            if adapter_name in layer.weights:
                 layer.lower_dtype(adapter_name)
 
     # -- saving and loading ------------------------------------------------------------------------------------
@@ -222,14 +203,11 @@ class OIALRModel(BaseTuner):
         if config.train_rest:
             selected.update({key: state_dict[key] for key in rest_keys(model, state_dict)})
         selected = {key: full_tensor(value) for key, value in selected.items()}
-        for name, layer in oialr_layers(model):
-            if (rank := layer.sharded_ranks.get(adapter_name)) is not None:
+        weights = weights_of(model, adapter_name)
+        for name, weight in weights.items():
+            if (rank := weight.sharded_rank) is not None:
                 cut_to_live(selected, name, adapter_name, rank)
-        config.ranks = {
-            name: layer.rank(adapter_name) if layer.is_factored(adapter_name) else None
-            for name, layer in oialr_layers(model)
-            if layer.holds(adapter_name)
-        }
+        config.ranks = {name: weight.rank if weight.is_factored else None for name, weight in weights.items()}
         return selected
 
     @classmethod
@@ -237,11 +215,11 @@ class OIALRModel(BaseTuner):
         cls, model: nn.Module, config: OIALRConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Check the file as a whole, then give every layer the rank found in it; the caller fills the tensors."""
-        layers = {name: layer for name, layer in oialr_layers(model) if layer.holds(adapter_name)}
-        ranks = file_ranks(state_dict, layers)
-        check_file(model, config, state_dict, layers)
-        for name, layer in layers.items():
-            layer.match_rank(adapter_name, ranks[name])
+        weights = weights_of(model, adapter_name)
+        ranks = file_ranks(state_dict, weights)
+        check_file(model, config, state_dict, weights)
+        for name, weight in weights.items():
+            weight.match_rank(ranks[name])
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
@@ -254,16 +232,3 @@ def _with_target(config: OIALRConfig, name: str) -> OIALRConfig:
 
 def _tie_weights(tuner: OIALRModel, _: Any) -> None:
     tuner.model.tie_weights()
-
-
-def _decompose(matrix: torch.Tensor, name: str, config: OIALRConfig, dtype: torch.dtype) -> Factors:
-    rank = initial_rank(name, min(matrix.shape[-2:]), config)
-    rotation = decompose(matrix, rank, config.init)
-    if rotation is None:
-        raise RuntimeError(f"The SVD of '{name}' {tuple(matrix.shape)} did not converge with any driver.")
-    return rotation.factorise(dtype)
-
-
-def _disturbed(factors: Factors) -> Factors:
-    noise = torch.randn_like(factors.sigma) * factors.sigma.max() / factors.sigma.shape[-1] ** 0.5
-    return factors._replace(sigma=factors.sigma + noise)

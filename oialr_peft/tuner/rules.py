@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from peft.utils.other import get_pattern_key
 from torch import nn
 
 from ..config import OIALRConfig
-from ..layers.attention import PROJECTIONS, MultiheadAttention
-from ..layers.base import OIALRLayer
-from ..layers.dispatch import parts, unsupported_reason
+from ..kinds import PROJECTIONS, Kind, MultiheadAttention, kind_of, projection_weights, unsupported_reason
+from ..layer import OIALRLayer
 from ..linalg import factored_size
 from ..policy import floor_rank
 
@@ -44,25 +43,52 @@ def initial_rank(name: str, full_rank: int, config: OIALRConfig) -> int:
     return max(1, round(rank * full_rank)) if isinstance(rank, float) else rank
 
 
+class Target(NamedTuple):
+    """One weight that is factored: the name of the layer that holds it, its shape as a matrix (or several), its
+    values."""
+
+    name: str
+    shape: tuple[int, ...]
+    weight: torch.Tensor
+
+
+def targets_of(name: str, layer: nn.Module) -> list[Target]:
+    """The weights of a supported layer: its own, or of attention those of the projections."""
+    if isinstance(layer, OIALRLayer):
+        return [Target(name, layer.matrix_shape, layer.base_weight)]
+    if isinstance(layer, MultiheadAttention):
+        return [target for child in PROJECTIONS for target in targets_of(f"{name}.{child}", getattr(layer, child))]
+    if isinstance(layer, nn.MultiheadAttention):
+        weights = projection_weights(layer)
+        return [Target(f"{name}.{child}", tuple(weight.shape), weight) for child, weight in weights.items()]
+    kind = cast(Kind, kind_of(layer))  # callers have asked `unsupported_reason`
+    return [Target(name, kind.matrix_shape(layer), cast(torch.Tensor, layer.weight))]
+
+
+def reason_against(layer: nn.Module) -> str | None:
+    """Why a layer, wrapped by another adapter or not, cannot be factorised; None if it can."""
+    return unsupported_reason(layer.get_base_layer() if isinstance(layer, OIALRLayer) else layer)
+
+
 def check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
     """Raise if a targeted layer cannot be factorised as the config wants."""
-    if reason := unsupported_reason(layer):
+    if reason := reason_against(layer):
         raise ValueError(f"Target module '{name}' {reason}. Leave it out with `exclude_modules`.")
-    for part, shape, weight in parts(name, layer):
+    for target, shape, weight in targets_of(name, layer):
         full = min(shape[-2:])
-        if (rank := initial_rank(part, full, config)) > full:
+        if (rank := initial_rank(target, full, config)) > full:
             raise ValueError(
-                f"Rank {rank} of target module '{part}' is above min(out, in) = {full}. Lower `r`, give it as a "
+                f"Rank {rank} of target module '{target}' is above min(out, in) = {full}. Lower `r`, give it as a "
                 "share in (0, 1], or set `rank_pattern` for this layer."
             )
         if weight.is_meta and not config.delay:
             raise ValueError(
-                f"The weight of target module '{part}' is on the meta device (offloaded, or not loaded yet), so it "
+                f"The weight of target module '{target}' is on the meta device (offloaded, or not loaded yet), so it "
                 "cannot be factorised. Load the model onto a real device first."
             )
         if not weight.is_meta and not bool(torch.isfinite(weight).all()):
             raise ValueError(
-                f"The weight of target module '{part}' has non-finite entries and cannot be factorised. Check the "
+                f"The weight of target module '{target}' has non-finite entries and cannot be factorised. Check the "
                 "checkpoint it comes from, or leave it out with `exclude_modules`."
             )
 
@@ -77,7 +103,7 @@ def is_in_embedding(name: str) -> bool:
 
 def pointless_reason(name: str, layer: nn.Module, config: OIALRConfig) -> str | None:
     """Why the default leaves a layer alone: too skinny, or factors that are no smaller even at the lowest rank."""
-    for _, shape, _ in parts(name, layer):
+    for _, shape, _ in targets_of(name, layer):
         full = min(shape[-2:])
         if max(shape[-2:]) > SKINNY * full:
             return f"skinny: {shape}"

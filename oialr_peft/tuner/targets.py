@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..config import OIALRConfig
-from ..layers.attention import MultiheadAttention
-from ..layers.base import OIALRLayer
-from ..layers.dispatch import is_attention, is_quantised, unsupported_reason
+from ..kinds import MultiheadAttention, is_attention, is_quantised
+from ..layer import OIALRLayer
 from .rules import (
     check,
     direct_reader,
@@ -19,6 +18,7 @@ from .rules import (
     is_in_embedding,
     is_tied,
     pointless_reason,
+    reason_against,
     refuse_tied_modules_to_save,
     uses_of,
 )
@@ -94,7 +94,7 @@ def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: M
         if name.rpartition(".")[0] in selection.chosen:
             continue  # the output projection of attention
         base = layer.get_base_layer() if isinstance(layer, OIALRLayer) else layer
-        reason = unsupported_reason(layer)
+        reason = reason_against(layer)
         if reason and not is_quantised(base):
             # Norms and embeddings are no news; any other matrix that is passed over is.
             if not isinstance(base, nn.Embedding) and any(p.ndim > 1 for p in base.parameters(recurse=False)):

@@ -15,8 +15,8 @@ def relative(difference: torch.Tensor, reference: torch.Tensor) -> float:
 
 def trained(factors: Factors, seed: int, step: float = 0.05) -> Factors:
     """The factors after sigma was trained for a while."""
-    noise = torch.randn(factors.sigma.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return factors._replace(sigma=factors.sigma + step * noise.to(factors.sigma.dtype))
+    noise = torch.randn(factors.core.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return factors._replace(core=factors.core + step * noise.to(factors.core.dtype))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -26,17 +26,17 @@ def test_factorisation_and_rotation_keep_the_weight(shape, dtype, tolerance):
     factors = rotate(weight).factorise(dtype)
     assert relative(factors.compose() - weight, weight) < tolerance
     before = trained(factors, seed=1)
-    after = rotate(before.sigma).apply(before)
+    after = rotate(before.core).change(before).factors
     assert relative(after.compose() - before.compose(), before.compose()) < tolerance
-    assert torch.equal(after.sigma, torch.diag(after.sigma.diagonal()))
-    assert bool((after.sigma.diagonal().diff() <= 0).all())
+    assert torch.equal(after.core, torch.diag(after.core.diagonal()))
+    assert bool((after.core.diagonal().diff() <= 0).all())
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (40, 24), (24, 40)])
 def test_a_cut_changes_the_weight_by_exactly_the_dropped_singular_values(shape):
     before = trained(rotate(torch.randn(shape, dtype=torch.float64)).factorise(torch.float64), seed=1)
-    rotation = rotate(before.sigma)
-    after = rotation.cut(15).apply(before)
+    rotation = rotate(before.core)
+    after = rotation.cut(15).change(before).factors
     dropped = torch.linalg.svdvals(before.compose() - after.compose())
     torch.testing.assert_close(dropped[: rotation.rank - 15], rotation.singular_values[15:], rtol=1e-10, atol=1e-12)
     assert float(dropped[rotation.rank - 15 :].max()) < 1e-12
@@ -55,9 +55,9 @@ def test_bases_stay_orthonormal_over_200_updates_in_float32():
     factors = rotate(torch.randn(64, 48)).factorise(torch.float32)
     for seed in range(200):
         factors = trained(factors, seed)
-        factors = rotate(factors.sigma).apply(factors)
-    assert orthonormality_error(factors.u) < 1e-5
-    assert orthonormality_error(factors.vh.T) < 1e-5
+        factors = rotate(factors.core).change(factors).factors
+    assert orthonormality_error(factors.left) < 1e-5
+    assert orthonormality_error(factors.right.T) < 1e-5
 
 
 def test_bfloat16_follows_float32_as_closely_as_its_rounding_allows():
@@ -69,13 +69,13 @@ def test_bfloat16_follows_float32_as_closely_as_its_rounding_allows():
         for seed in range(200):
             # The same change of W in both runs, put into the coordinates of each.
             change = 0.02 * torch.randn(48, 48, generator=torch.Generator().manual_seed(seed))
-            sigma = factors.sigma.float() + factors.u.float().T @ change @ factors.vh.float().T
-            factors = factors._replace(sigma=sigma.to(dtype))
-            factors = rotate(factors.sigma).apply(factors)
-        runs[dtype] = (factors.u.float() @ factors.sigma.float() @ factors.vh.float(), factors)
+            sigma = factors.core.float() + factors.left.float().T @ change @ factors.right.float().T
+            factors = factors._replace(core=sigma.to(dtype))
+            factors = rotate(factors.core).change(factors).factors
+        runs[dtype] = (factors.left.float() @ factors.core.float() @ factors.right.float(), factors)
     error = relative(runs[torch.bfloat16][0] - runs[torch.float32][0], runs[torch.float32][0])
     assert error < 3**0.5 * 200**0.5 * 2**-8
-    assert orthonormality_error(runs[torch.bfloat16][1].u) < 3 * 2**-8
+    assert orthonormality_error(runs[torch.bfloat16][1].left) < 3 * 2**-8
 
 
 @pytest.mark.parametrize(

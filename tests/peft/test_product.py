@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from oialr_peft.layers.product import FoldedLinear, linear
+from oialr_peft.kinds.product import FoldedLinear, linear
 from oialr_peft.linalg import cheapest_order
 from tests.peft.test_layer_kinds import CONVS, adapt
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.nn.grad import conv1d_input, conv2d_input
 
+from ..compat.torch_ import convolve_with, padded, plain_autograd_only
 from ..linalg import Factors, rebuild
-from .base import OIALRLayer
-from .product import choose_order, plain_autograd_only
+from .kind import Kind
+from .product import choose_order
 
 
-class Conv(OIALRLayer):
+Convolve = Callable[..., torch.Tensor]
+
+
+class Conv(Kind):
     """A convolution whose kernel (out, in / groups, *window) is one matrix per group.
 
     With rows = out / groups and cols = in / groups * prod(window): u (rows, rank) @ sigma @ vh (rank, cols), with a
@@ -25,65 +27,73 @@ class Conv(OIALRLayer):
     vh as its kernel and `rank` channels per group, then one of window 1 with u @ sigma.
     """
 
-    convolve: Callable[..., torch.Tensor]
-    input_gradient: Callable[..., torch.Tensor]
+    def __init__(self, plain: type[nn.Module], convolve: Convolve, input_gradient: Convolve) -> None:
+        super().__init__(plain)
+        self.convolve, self.input_gradient = convolve, input_gradient
 
-    @staticmethod
-    def matrix_shape_of(layer: nn.Module) -> tuple[int, ...]:
-        conv = cast(nn.Conv2d, layer)
-        rows, cols = conv.out_channels // conv.groups, math.prod(conv.weight.shape[1:])
-        return (rows, cols) if conv.groups == 1 else (conv.groups, rows, cols)
+    def matrix_shape(self, base: Any) -> tuple[int, ...]:
+        rows, cols = base.out_channels // base.groups, base.in_channels // base.groups * math.prod(base.kernel_size)
+        return (rows, cols) if base.groups == 1 else (base.groups, rows, cols)
 
-    @property
-    def in_features(self) -> int:
-        """The channels that go in, under the name that PEFT's layers have for them."""
-        return cast(nn.Conv2d, self.get_base_layer()).in_channels
+    def features(self, base: Any) -> tuple[int, int]:
+        return base.in_channels, base.out_channels
 
-    @property
-    def out_features(self) -> int:
-        return cast(nn.Conv2d, self.get_base_layer()).out_channels
-
-    def _dense(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return cast(Any, self.get_base_layer())._conv_forward(x, weight, bias)
-
-    def _factored(self, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
+    def multiply(self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
         u, sigma, vh = factors
-        conv = cast(Any, self.get_base_layer())
-        positions = x.numel() // conv.in_channels // math.prod(conv.stride)
-        if choose_order(positions, vh.shape[-1], sigma.shape[-1], u.shape[-2]) == "rebuild":
-            return self._dense(x, rebuild(u.to(x.dtype), sigma, vh.to(x.dtype)).reshape(self.weight_shape), bias)
-        padding = conv.padding
-        if conv.padding_mode != "zeros" or isinstance(padding, str):
-            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), 0
-        maps = ConvMaps(type(self), self.weight_shape[2:], conv.stride, padding, conv.dilation, conv.groups)
-        batch = x if x.dim() == len(self.weight_shape) else x.unsqueeze(0)
-        if plain_autograd_only():
-            y = maps.pointwise(maps.over_window(batch, vh.to(x.dtype)), u.to(x.dtype) @ sigma, bias)
-        else:
-            y = FactoredConv.apply(batch, u, sigma, vh, bias, maps)[0]
+        if u is None and vh is None:
+            return convolve_with(base, x, sigma.reshape(kernel_shape(base)), bias)
+        positions = x.numel() // base.in_channels // math.prod(base.stride)
+        rows, cols = self.matrix_shape(base)[-2:]
+        if choose_order(positions, cols, min(sigma.shape[-2:]), rows) == "rebuild":
+            weight = rebuild(*factors.bases_to(x.dtype))
+            return convolve_with(base, x, weight.reshape(kernel_shape(base)), bias)
+        x, padding = padded(base, x)
+        maps = ConvMaps(self, base.kernel_size, base.stride, padding, base.dilation, base.groups)
+        batch = x if x.dim() == 2 + len(base.kernel_size) else x.unsqueeze(0)
+        y = _factored(maps, batch, factors, bias)
         return y if batch is x else y.squeeze(0)
 
+    def pair(self, base: Any, rank: int) -> tuple[nn.Module, nn.Module]:
+        make: Any = self.plain  # not the layer's own class: one that inherits the forward may take other arguments
+        inner = rank * base.groups
+        options = {name: getattr(base, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
+        down = make(base.in_channels, inner, base.kernel_size, bias=False, **options)
+        return down, make(inner, base.out_channels, 1, groups=base.groups, bias=base.bias is not None)
 
-class Conv1d(Conv):
-    """nn.Conv1d; see `Conv`."""
+    def pair_weights(self, base: Any, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        down, up = right.reshape(-1, *kernel_shape(base)[1:]), left.reshape(-1, left.shape[-1])
+        return down, up.reshape(*up.shape, *(1 for _ in base.kernel_size))
 
-    convolve = staticmethod(F.conv1d)
-    input_gradient = staticmethod(conv1d_input)
+    def unpaired(self, down: Any, up: Any) -> nn.Module:
+        options = {name: getattr(down, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
+        make: Any = self.plain
+        return make(down.in_channels, up.out_channels, down.kernel_size, bias=up.bias is not None, **options)
+
+    def pair_product(self, layer: Any, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        left, right = up.reshape(layer.groups, -1, up.shape[1]), down.reshape(layer.groups, -1, down[0].numel())
+        return (left @ right).reshape(kernel_shape(layer))
 
 
-class Conv2d(Conv):
-    """nn.Conv2d; see `Conv`."""
+def kernel_shape(base: Any) -> tuple[int, ...]:
+    """The shape of the kernel; the weight itself may have been freed."""
+    return (base.out_channels, base.in_channels // base.groups, *base.kernel_size)
 
-    convolve = staticmethod(F.conv2d)
-    input_gradient = staticmethod(conv2d_input)
+
+def _factored(maps: ConvMaps, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
+    u, sigma, vh = factors
+    if u is None or vh is None:  # one side trains: its matrix is the core
+        inner, outer = (sigma, u) if vh is None else (vh, sigma)
+        return maps.pointwise(maps.over_window(x, inner.to(x.dtype)), cast(torch.Tensor, outer).to(x.dtype), bias)
+    if plain_autograd_only():
+        return maps.pointwise(maps.over_window(x, vh.to(x.dtype)), u.to(x.dtype) @ sigma, bias)
+    return FactoredConv.apply(x, u, sigma, vh, bias, maps)[0]
 
 
 @dataclass(frozen=True)
 class ConvMaps:
     """A convolution as two linear maps, by matrices ([groups,] out, in): over the window, and of window 1."""
 
-    kind: type[Conv]
+    kind: Conv
     window: tuple[int, ...]
     stride: tuple[int, ...]
     padding: Any

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
-from ..linalg import cheapest_order, rebuild
+from ..compat.torch_ import plain_autograd_only
+from ..linalg import Factors, cheapest_order, rebuild
 
 
 def linear(
-    x: torch.Tensor, u: torch.Tensor, sigma: torch.Tensor, vh: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    u: torch.Tensor | None,
+    sigma: torch.Tensor,
+    vh: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x (..., cols) @ (u (rows, rank) @ sigma @ vh (rank, cols))ᵀ + bias in the cheapest order; u, vh are frozen.
 
-    u and vh may have another dtype than the rest; they are cast to that of x.
+    u and vh may have another dtype than the rest; they are cast to that of x. Where one is None it is the identity.
     """
+    if u is None or vh is None:
+        held = Factors(u, sigma, vh).bases_to(x.dtype)
+        *inner, outer = (matrix for matrix in reversed(held) if matrix is not None)
+        for matrix in inner:
+            x = F.linear(x, matrix)
+        return F.linear(x, outer, bias)
     batch = x.numel() // x.shape[-1] if x.shape[-1] else 0
     order = choose_order(batch, vh.shape[1], sigma.shape[0], u.shape[0])
     if order == "folded" and not plain_autograd_only():
@@ -29,22 +39,11 @@ def linear(
 
 
 def choose_order(batch: int, n_in: int, rank: int, n_out: int) -> str:
-    """`svd.cheapest_order`, but the chain for torch.export, whose graph must hold for every batch.
+    """`linalg.cheapest_order`, but the chain for torch.export, whose graph must hold for every batch.
 
     The choice depends on shapes alone, so a checkpointed forward and its recomputation take the same way.
     """
     return "chain" if torch.compiler.is_exporting() else cheapest_order(batch, n_in, rank, n_out)
-
-
-def plain_autograd_only() -> bool:
-    """Whether something takes no Function: torch.func, forward-mode derivatives, torch.jit.trace, torch.export.
-
-    torch.func would take the newer form of a Function, but its signature is then inspected in every call, for as long
-    as three small products last.
-    """
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
-        return True
-    return is_tracing() or torch.compiler.is_exporting()
 
 
 class FoldedLinear(torch.autograd.Function):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..compat.torch_ import is_packed, set_parameter
+
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -17,7 +19,7 @@ class MultiheadAttention(nn.Module):
     """nn.MultiheadAttention with its projections as nn.Linear children: `q_proj`, `k_proj`, `v_proj`, `out_proj`.
 
     torch packs three of them into one Parameter and reads all weights directly, past any adapter. Each child is
-    wrapped like any other linear layer; `join` puts the parts together again. Takes over the parameters of `source`.
+    wrapped like any other linear layer; `join` puts them together again. Takes over the parameters of `source`.
     """
 
     q_proj: nn.Linear
@@ -41,8 +43,8 @@ class MultiheadAttention(nn.Module):
         for name, bias in zip(PROJECTIONS[:3], biases, strict=True):
             setattr(self, name, _linear(weights[name].detach(), bias))
         self.out_proj = source.out_proj
-        self._take("bias_k", source.bias_k)
-        self._take("bias_v", source.bias_v)
+        self._adopt("bias_k", source.bias_k)
+        self._adopt("bias_v", source.bias_v)
 
     def join(self) -> nn.MultiheadAttention:
         """The nn.MultiheadAttention with the weights of the children, which must be plain layers again."""
@@ -58,7 +60,7 @@ class MultiheadAttention(nn.Module):
             batch_first=self.batch_first,
             device="meta",
         ).train(self.training)
-        if joined._qkv_same_embed_dim:
+        if is_packed(joined):
             joined.in_proj_weight = nn.Parameter(torch.cat([q.weight, k.weight, v.weight]).detach())
         else:
             joined.q_proj_weight, joined.k_proj_weight, joined.v_proj_weight = q.weight, k.weight, v.weight
@@ -140,9 +142,15 @@ class MultiheadAttention(nn.Module):
             parts.append(_additive(padding, q.dtype)[:, None, None, :])
         return F.pad(sum(parts[1:], parts[0]), (0, added)) if parts else None
 
-    def _take(self, name: str, parameter: Any) -> None:
+    def _adopt(self, name: str, parameter: Any) -> None:
         self.register_parameter(name, None)
-        self._parameters[name] = parameter
+        set_parameter(self, name, parameter)
+
+
+def is_attention(layer: nn.Module) -> bool:
+    """Whether the layer is taken apart into its projections, or was already."""
+    plain = isinstance(layer, nn.MultiheadAttention) and type(layer).forward is nn.MultiheadAttention.forward
+    return plain or isinstance(layer, MultiheadAttention)
 
 
 def leave_fast_path(model: nn.Module) -> None:
@@ -155,7 +163,7 @@ def leave_fast_path(model: nn.Module) -> None:
 
 def projection_weights(source: nn.MultiheadAttention) -> dict[str, torch.Tensor]:
     """The weights (out, in) of the four projections by name."""
-    if source._qkv_same_embed_dim:
+    if is_packed(source):
         parts = source.in_proj_weight.chunk(3)
     else:
         parts = (source.q_proj_weight, source.k_proj_weight, source.v_proj_weight)
@@ -175,10 +183,9 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    """An nn.Linear with copies of the values; parts of one storage could be neither freed nor saved one by one."""
+    """An nn.Linear with copies of the values; slices of one storage could be neither freed nor saved one by one."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    # Not by assignment: PEFT's low_cpu_mem_usage makes every assigned Parameter a meta tensor.
-    linear._parameters["weight"] = nn.Parameter(weight.clone())
+    set_parameter(linear, "weight", nn.Parameter(weight.clone()))
     if bias is not None:
-        linear._parameters["bias"] = nn.Parameter(bias.clone())
+        set_parameter(linear, "bias", nn.Parameter(bias.clone()))
     return linear

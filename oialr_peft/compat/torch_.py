@@ -1,0 +1,53 @@
+"""What is used of torch beyond its public surface. Seen in torch 2.13."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
+
+
+def plain_autograd_only() -> bool:
+    """Whether something takes no Function: torch.func, forward-mode derivatives, torch.jit.trace, torch.export.
+
+    torch.func would take the newer form of a Function, but its signature is then inspected in every call, for as long
+    as three small products last. Can go once torch tells publicly whether a transform or a dual level is active.
+    """
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return is_tracing() or torch.compiler.is_exporting()
+
+
+def convolve_with(conv: Any, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The convolution with another kernel. Can go once nn.Conv2d's forward takes one."""
+    return conv._conv_forward(x, kernel, bias)
+
+
+def padded(conv: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """x and the padding that is left to do by zeros, after padding that F.conv2d does not know was done."""
+    if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        return x, conv.padding
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), 0
+
+
+def set_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    """Set a parameter of a module past `register_parameter`.
+
+    PEFT's low_cpu_mem_usage patches that method, and every Parameter assigned meanwhile becomes a meta tensor. Can go
+    once PEFT's `init_empty_weights` spares parameters that are not the adapter's.
+    """
+    module._parameters[name] = parameter
+
+
+def is_packed(attention: nn.MultiheadAttention) -> bool:
+    """Whether one Parameter holds the weights of queries, keys and values."""
+    return attention._qkv_same_embed_dim
+
+
+def plain_name(name: str) -> str:
+    """The name of a module without what torch.compile puts into it."""
+    return name.replace("_orig_mod.", "")

@@ -1,0 +1,53 @@
+"""The kinds of layers that are supported. A new kind is a file in this folder and a line in `KINDS`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.grad import conv1d_input, conv2d_input
+from transformers.pytorch_utils import Conv1D as TransformersConv1D
+
+from .attention import is_attention
+from .conv import Conv
+from .kind import Kind
+from .linear import Linear, TransposedLinear
+
+
+KINDS: tuple[Kind, ...] = (
+    Linear(nn.Linear),
+    TransposedLinear(TransformersConv1D),
+    Conv(nn.Conv1d, F.conv1d, conv1d_input),
+    Conv(nn.Conv2d, F.conv2d, conv2d_input),
+)
+SUPPORTED = "torch.nn.Linear, Conv1d, Conv2d and MultiheadAttention, and transformers' Conv1D"
+
+
+def kind_of(layer: nn.Module) -> Kind | None:
+    """The kind of a layer: that of its own class, or of the class whose forward it inherits unchanged."""
+    return next((k for k in KINDS if isinstance(layer, k.plain) and type(layer).forward is k.plain.forward), None)
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether the layer holds integer or packed weights. Told by class too: 4-bit storage can have a float dtype."""
+    if hasattr(layer, "qweight") or hasattr(layer, "W_q"):
+        return True
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        return False
+    plain = type(weight) in (torch.Tensor, nn.Parameter) and type(weight.data) is torch.Tensor
+    return not plain or not weight.dtype.is_floating_point or weight.element_size() < 2
+
+
+def unsupported_reason(layer: nn.Module) -> str | None:
+    """Why a layer cannot be factorised, in words for an error message; None if it can."""
+    if is_quantised(layer):
+        weight = getattr(layer, "weight", None)
+        kind = f"{type(weight).__name__} of {weight.dtype}" if isinstance(weight, torch.Tensor) else "packed"
+        return (
+            f"holds quantised weights ({type(layer).__name__}, {kind}), which are not supported yet; load the model "
+            "in float32, bfloat16 or float16"
+        )
+    if not is_attention(layer) and kind_of(layer) is None:
+        return f"is a {type(layer).__module__}.{type(layer).__name__}; supported are {SUPPORTED}"
+    return None

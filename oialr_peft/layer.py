@@ -1,0 +1,300 @@
+"""The layer that PEFT sees: it puts an adapted weight in the place of the weight of a plain layer."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from .compat.peft_ import check_adapters_to_merge
+from .compat.torch_ import plain_name, set_parameter
+from .kinds import Kind
+from .linalg import Factors
+from .weights import FROZEN, SLOTS, TRAINED, AdaptedWeight
+from .workers import is_sharded
+
+
+class OIALRLayer(BaseTunerLayer, nn.Module):
+    """A plain layer whose weight OIALR adapters replace. What a kind of layer does is in kinds/, what a weight is in
+    weights/; here PEFT's calls find their way there.
+
+    Attributes:
+        weights: {adapter: its AdaptedWeight}.
+        kind: of the plain layer.
+        weight_shape, matrix_shape: of its weight as it stores it, and as a matrix or several.
+        in_attention: whether it is a projection of an nn.MultiheadAttention that was taken apart.
+    """
+
+    adapter_layer_names: tuple[str, ...] = TRAINED
+    other_param_names: tuple[str, ...] = FROZEN
+
+    def __init__(self, base_layer: nn.Module, kind: Kind) -> None:
+        nn.Module.__init__(self)
+        self.base_layer = base_layer
+        for slot in SLOTS:
+            setattr(self, slot.name, slot.store())
+        self.kind = kind
+        self.weights: dict[str, AdaptedWeight] = {}
+        self.weight_shape: tuple[int, ...] = tuple(self.base_weight.shape)
+        self.matrix_shape = kind.matrix_shape(base_layer)
+        self.in_attention = False
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._unmerged_weight: torch.Tensor | None = None
+
+    @property
+    def in_features(self) -> int:
+        """The features or channels that go in, as PEFT's layers tell it."""
+        return self.kind.features(self.get_base_layer())[0]
+
+    @property
+    def out_features(self) -> int:
+        return self.kind.features(self.get_base_layer())[1]
+
+    # -- life of an adapter ------------------------------------------------------------------------------------
+
+    def add_weight(self, adapter: str, factors: Factors, *, free_base: bool, awaits_file: bool = False) -> None:
+        """Give an adapter its weight, from then on in the place of the base weight, whose memory may be freed."""
+        stores = {slot.name: getattr(self, slot.name) for slot in SLOTS}
+        self.weights[adapter] = AdaptedWeight(
+            adapter, stores, self.weight_shape, self.matrix_shape, factors, awaits_file=awaits_file
+        )
+        if free_base:
+            empty = self.base_weight.detach().new_empty(0)  # not None: adapters are moved to its device
+            set_parameter(self.get_base_layer(), "weight", nn.Parameter(empty, requires_grad=False))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        if weight := self.weights.get(adapter_name):
+            self.check_base(f"deleting the adapter {adapter_name!r}")
+            if weight.watch is not None:
+                weight.watch.end()
+            del self.weights[adapter_name]
+        super().delete_adapter(adapter_name)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Loading calls this once the tensors are filled. Their dtype stays: a detour over bf16 would round them."""
+        if weight := self.weights.get(adapter_name):
+            weight.to(device=device or self.base_weight.device)
+
+    def lower_dtype(self, adapter: str) -> None:
+        """Hold the adapter in the dtype of the base weight, for `autocast_adapter_dtype=False`."""
+        self.weights[adapter].to(device=self.base_weight.device, dtype=self.base_weight.dtype)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """Take ranks from the shapes that come in, before the dicts below are filled from the same state dict."""
+        for adapter, weight in sorted(self.weights.items()):
+            if is_sharded(weight.core):
+                continue
+            if (sigma := state_dict.get(f"{prefix}oialr_sigma.{adapter}")) is not None:
+                weight.match_rank(sigma.shape[-1])
+            elif f"{prefix}oialr_weight.{adapter}" in state_dict:
+                weight.match_rank(None)
+        if self.base_is_freed and not self.merged:
+            # Savers that drop tensors sharing memory (Accelerate's save_state) take all empty weights for one.
+            state_dict.setdefault(f"{prefix}base_layer.weight", self.base_weight.detach())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    # -- the base ----------------------------------------------------------------------------------------------
+
+    @property
+    def base_weight(self) -> nn.Parameter:
+        """The weight of the layer that is wrapped; empty once it was freed."""
+        return cast(nn.Parameter, self.get_base_layer().weight)
+
+    @property
+    def base_is_freed(self) -> bool:
+        weight = self._unmerged_weight if self.merged else self.base_weight
+        return weight is not None and weight.numel() == 0
+
+    def check_base(self, action: str) -> None:
+        """Raise if the dense base weight, which `action` needs, was freed."""
+        if self.base_is_freed:
+            raise RuntimeError(
+                f"The dense base weight of this {type(self.get_base_layer()).__name__} was freed, so {action} is "
+                "impossible. Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
+            )
+
+    def enable_adapters(self, enabled: bool) -> None:
+        if not enabled:
+            self.check_base("disabling the adapter")
+        super().enable_adapters(enabled)
+
+    # -- forward -----------------------------------------------------------------------------------------------
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the base layer, in the dtype of x; under autocast in autocast's dtype."""
+        names = [name for name in self.active_adapters if name in self.weights]
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or not names:
+            self.check_base("running the layer without an adapter")
+            return self.base_layer(x, *args, **kwargs)
+        weight = self.weights[_only(names)]
+        if weight.awaits_file:
+            _check_filled(weight)
+        factors, base = weight.factors, self.get_base_layer()
+        bias = cast(torch.Tensor | None, base.bias)
+        if torch.is_autocast_enabled(x.device.type) and factors.core.dtype != torch.float64:
+            if not weight.is_factored:  # by autocast itself, which keeps one cast weight for several calls
+                return self.kind.multiply(base, x, factors, bias)
+            return self._multiply(x, factors, bias, torch.get_autocast_dtype(x.device.type))
+        return self._multiply(x, factors, bias, factors.core.dtype).to(x.dtype)
+
+    def _multiply(
+        self, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """The forward in `dtype`, always cast: autocast does not reach into the backward of our own functions."""
+        factors = factors._replace(core=factors.core.to(dtype))
+        bias = None if bias is None else bias.to(dtype)
+        return self.kind.multiply(self.get_base_layer(), x.to(dtype), factors, bias)
+
+    # -- merging -----------------------------------------------------------------------------------------------
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put the adapter's weight in the place of the base weight, which is kept aside for `unmerge`.
+
+        Raises:
+            ValueError: another adapter is merged, or `safe_merge` and the merged weight is not finite; the base weight
+                is then unchanged.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.weights]
+        if not names:
+            return
+        adapter = _only([*self.merged_adapters, *names])
+        weight = self.weights[adapter].dense(self.base_weight.dtype)
+        if safe_merge and not bool(torch.isfinite(weight).all()):
+            raise ValueError(f"The merged weight of adapter {adapter!r} is not finite; the adapter seems broken.")
+        self._unmerged_weight = self.base_weight.data
+        self.base_weight.data = weight
+        self.merged_adapters.append(adapter)
+
+    def unmerge(self) -> None:
+        """Put the base weight back, bit for bit."""
+        if self._unmerged_weight is not None:
+            self.base_weight.data = self._unmerged_weight
+        self._unmerged_weight = None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT can write W - W0 as LoRA: W0 must be there, under a name that the base model knows."""
+        known = adapter_name in self.weights and not self.in_attention
+        return self.kind.takes_lora and known and not self.base_is_freed
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """W - W0 in float32, in the shape of the stored weight."""
+        base = self.base_weight if self._unmerged_weight is None else self._unmerged_weight
+        return self.weights[adapter].dense(torch.float32) - base.detach().float()
+
+    def _get_name(self) -> str:
+        return f"oialr.{self.kind.name}"
+
+    # -- until the callers have moved to `weights` --------------------------------------------------------------
+
+    def is_factored(self, adapter: str) -> bool:
+        return adapter in self.weights and self.weights[adapter].is_factored
+
+    def holds(self, adapter: str) -> bool:
+        return adapter in self.weights
+
+    def parameter(self, adapter: str) -> nn.Parameter:
+        return self.weights[adapter].core
+
+    def matrix(self, adapter: str) -> torch.Tensor:
+        return self.weights[adapter].matrix
+
+    def factors(self, adapter: str) -> Any:
+        return self.weights[adapter].factors
+
+    def rank(self, adapter: str) -> int:
+        return self.weights[adapter].rank
+
+    def trainable_size(self, adapter: str) -> int:
+        return self.weights[adapter].trainable_size
+
+    @property
+    def full_rank(self) -> int:
+        return min(self.matrix_shape[-2:])
+
+    def adapter_weight(self, adapter: str) -> torch.Tensor:
+        return self.weights[adapter].dense(self.base_weight.dtype)
+
+    def apply_rotation(self, adapter: str, rotation: Any) -> None:
+        self.weights[adapter].apply(rotation.change(self.weights[adapter].full_factors))
+
+    def match_rank(self, adapter: str, rank: int | None) -> None:
+        if adapter in self.weights:
+            self.weights[adapter].match_rank(rank)
+
+    @property
+    def sharded_ranks(self) -> Any:
+        return _Ranks(self.weights)
+
+    @property
+    def watches(self) -> dict[str, Any]:
+        return {name: weight.watch for name, weight in self.weights.items()}
+
+
+class _Ranks:
+    """Until the callers have moved: {adapter: sharded rank} of a layer, of those that have one."""
+
+    def __init__(self, weights: dict[str, AdaptedWeight]) -> None:
+        self.weights = weights
+
+    def __contains__(self, adapter: str) -> bool:
+        return self.get(adapter) is not None
+
+    def __getitem__(self, adapter: str) -> int | None:
+        return self.weights[adapter].sharded_rank
+
+    def __setitem__(self, adapter: str, rank: int) -> None:
+        self.weights[adapter].sharded_rank = rank
+
+    def get(self, adapter: str) -> int | None:
+        return self.weights[adapter].sharded_rank if adapter in self.weights else None
+
+
+def oialr_layers(model: nn.Module) -> dict[str, OIALRLayer]:
+    """The OIALR layers of a model in its order, by their names in the base model."""
+    return {
+        plain_name(name).removeprefix("module.").removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, OIALRLayer)
+    }
+
+
+def weights_of(model: nn.Module, adapter: str) -> dict[str, AdaptedWeight]:
+    """The weights of one adapter, by the names of their layers, in the order of the model."""
+    return {name: layer.weights[adapter] for name, layer in oialr_layers(model).items() if adapter in layer.weights}
+
+
+def adapted_weights(model: nn.Module) -> dict[str, AdaptedWeight]:
+    """As `weights_of`, of the OIALR adapter that is active."""
+    return {
+        name: layer.weights[adapter]
+        for name, layer in oialr_layers(model).items()
+        for adapter in layer.active_adapters
+        if adapter in layer.weights
+    }
+
+
+def _only(names: list[str]) -> str:
+    if len(names) > 1:
+        raise ValueError(
+            "An OIALR adapter replaces the weight of a layer, so one can be active or merged at a time; got "
+            f"{names}. Choose one with `set_adapter`; `unmerge_adapter` takes back a merged one."
+        )
+    return names[0]
+
+
+def _check_filled(weight: AdaptedWeight) -> None:
+    if any(part is not None and bool(torch.isnan(part).any()) for part in weight.factors):
+        raise RuntimeError(
+            f"The adapter {weight.adapter!r} holds no weights yet: its config lists the ranks of a saved adapter, but "
+            "no file was loaded. Load one with `PeftModel.from_pretrained`, or train a new adapter with a fresh "
+            "OIALRConfig (`ranks=None`)."
+        )
+    weight.awaits_file = False

@@ -1,0 +1,49 @@
+"""The weight that an adapter starts with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..config import OIALRConfig
+from ..linalg import Factors, decompose, factor_shapes, working_dtype
+from .rules import initial_rank
+
+
+class Start(NamedTuple):
+    """`factors`, their relative `error` where they were computed, and whether they only await those of a file."""
+
+    factors: Factors
+    error: float | None = None
+    awaits_file: bool = False
+
+
+def starting_weight(name: str, base: torch.Tensor, matrix_shape: tuple[int, ...], config: OIALRConfig) -> Start:
+    """The weight of a new adapter on the layer `name`: that of its `base` weight, dense or factored.
+
+    With `config.ranks` (a saved adapter) it is a placeholder of the saved rank.
+
+    Raises:
+        RuntimeError: the weight could not be decomposed.
+    """
+    rank = None if config.ranks is None else config.ranks.get(name)
+    dtype = working_dtype(base.dtype)
+    if rank is not None:
+        nan = torch.full((), float("nan"), dtype=dtype, device=base.device)
+        shapes = factor_shapes(matrix_shape, rank)
+        return Start(Factors(*(nan.expand(shape).clone() for shape in shapes)), awaits_file=True)
+    if config.delay or config.ranks is not None:
+        # The base weight itself where it would be freed, else a copy.
+        return Start(Factors(None, base if config.frees_base else base.detach().clone(), None))
+    matrix = base.reshape(matrix_shape)
+    rotation = decompose(matrix, initial_rank(name, min(matrix_shape[-2:]), config), config.init)
+    if rotation is None:
+        raise RuntimeError(f"The SVD of '{name}' {matrix_shape} did not converge with any driver.")
+    factors = rotation.factorise(dtype)
+    return Start(factors if config.init_weights else _disturbed(factors), factors.error(matrix))
+
+
+def _disturbed(factors: Factors) -> Factors:
+    core = factors.core
+    return factors._replace(core=core + torch.randn_like(core) * core.max() / core.shape[-1] ** 0.5)

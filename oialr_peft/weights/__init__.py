@@ -1,0 +1,22 @@
+"""One adapted weight: its forms, the slots that hold its tensors, and how it changes."""
+
+from .adapted import AdaptedWeight
+from .form import DENSE, FACTORED, FROZEN, LEFT_TRAINS, RIGHT_TRAINS, SIGMA, SLOTS, TRAINED, VH, WEIGHT, Form, Slot, U
+
+
+__all__ = [
+    "DENSE",
+    "FACTORED",
+    "FROZEN",
+    "LEFT_TRAINS",
+    "RIGHT_TRAINS",
+    "SIGMA",
+    "SLOTS",
+    "TRAINED",
+    "VH",
+    "WEIGHT",
+    "AdaptedWeight",
+    "Form",
+    "Slot",
+    "U",
+]

@@ -1,0 +1,166 @@
+"""The weight that one adapter has on one layer, the object that the whole method is about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..compat.resize import resize_parameter
+from ..linalg import BasisChange, Factors, factor_shapes
+from ..workers import full_tensor, is_sharded, set_block
+from .form import SLOTS, VH, Form, U
+
+
+Stores = Mapping[str, Any]  # slot name: {adapter: tensor}
+
+
+class AdaptedWeight:
+    """The weight that one adapter has on one layer, W = left @ core @ right.
+
+        form        left               core                  right
+        dense       -                  oialr_weight, as W    -
+        factored    oialr_u            oialr_sigma           oialr_vh
+                    (rows, rank)       (rank, rank)          (rank, cols)
+
+    The core trains. It is the same Parameter all along, resized in place, so optimizers, schedulers and wrappers that
+    refer to it stay true through factorisation, cuts and loading. The bases are frozen between updates.
+
+    Args:
+        adapter: its name.
+        stores: the dicts of the layer that hold the tensors, by the name of the slot. They belong to the layer, which
+            PEFT saves, moves and casts; here is only what they mean.
+        shape: of the weight as the layer stores it.
+        matrix_shape: of the weight as a matrix (rows, cols), or several (groups, rows, cols).
+        factors: its start; a core that is a Parameter is taken itself.
+        awaits_file: they are placeholders that a file is about to fill.
+    """
+
+    def __init__(
+        self,
+        adapter: str,
+        stores: Stores,
+        shape: tuple[int, ...],
+        matrix_shape: tuple[int, ...],
+        factors: Factors,
+        *,
+        awaits_file: bool = False,
+    ) -> None:
+        self.adapter, self.shape, self.matrix_shape = adapter, shape, matrix_shape
+        self.awaits_file = awaits_file
+        self.sharded_rank: int | None = None  # only where the core is sharded and must keep its shape
+        self.watch: Any = None  # of updates that are missing; for the first layer of an adapter only
+        self._stores = stores
+        core = factors.core
+        self._hold(factors, core if isinstance(core, nn.Parameter) else nn.Parameter(core))
+
+    # -- what is held ------------------------------------------------------------------------------------------
+
+    @property
+    def core(self) -> nn.Parameter:
+        """The one Parameter that trains, as it is stored."""
+        return self._stores[self.form.core.name][self.adapter]
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether it has any basis, so that its rank can fall."""
+        return self.form.left or self.form.right
+
+    @property
+    def factors(self) -> Factors:
+        """Core and bases. Where FSDP holds them in the shapes of an earlier rank, the part that is in use."""
+        left = self._stores[U.name][self.adapter] if self.form.left else None
+        right = self._stores[VH.name][self.adapter] if self.form.right else None
+        core, rank = self.core, self.sharded_rank
+        if rank is None:
+            return Factors(left, core, right)
+        blocks = (left[..., :rank], core[..., :rank, :rank], right[..., :rank, :])  # type: ignore[index]
+        return Factors(*blocks)
+
+    @property
+    def full_factors(self) -> Factors:
+        """`factors` without a gradient and with the whole core on every process; a collective call under FSDP."""
+        left, _, right = self.factors
+        core, rank = full_tensor(self.core.detach()), self.sharded_rank
+        if not self.is_factored:
+            return Factors(None, core.reshape(self.matrix_shape), None)
+        return Factors(left, core if rank is None else core[..., :rank, :rank], right)
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """What an update decomposes: the core, as a matrix where it is the dense weight."""
+        return self.full_factors.core
+
+    @property
+    def rank(self) -> int:
+        """The inner rank; `full_rank` before factorisation."""
+        if not self.is_factored:
+            return self.full_rank
+        return min(self.core.shape[-2:]) if self.sharded_rank is None else self.sharded_rank
+
+    @property
+    def full_rank(self) -> int:
+        return min(self.matrix_shape[-2:])
+
+    @property
+    def trainable_size(self) -> int:
+        """How many values train."""
+        if self.sharded_rank is None:
+            return self.core.numel()
+        return math.prod(self.matrix_shape[:-2]) * self.sharded_rank**2
+
+    def dense(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight in the layer's shape, multiplied in float32 or better and cast once."""
+        left, core, right = self.full_factors
+        if self.is_factored:
+            core = core.to(torch.promote_types(core.dtype, torch.float32))
+        return Factors(left, core, right).compose().to(dtype).reshape(self.shape)
+
+    # -- how it changes ----------------------------------------------------------------------------------------
+
+    def apply(self, change: BasisChange) -> None:
+        """Take other bases and the core that belongs to them, and the form that they have."""
+        if is_sharded(self.core):
+            self._apply_in_blocks(change.factors)
+        else:
+            self._hold(change.factors, self.core)
+
+    def match_rank(self, rank: int | None) -> None:
+        """Have the tensors of `rank` (`None` = dense), without values: a file is about to be loaded."""
+        self.awaits_file = False
+        if rank == (self.rank if self.is_factored else None):
+            return
+        zeros = self.core.detach().new_zeros
+        if rank is None:
+            self._hold(Factors(None, zeros(self.shape), None), self.core)
+        else:
+            self._hold(Factors(*map(zeros, factor_shapes(self.matrix_shape, rank))), self.core)
+
+    def to(self, **to: Any) -> None:
+        """Convert every tensor as `torch.Tensor.to` does."""
+        for slot in SLOTS:
+            store = self._stores[slot.name]
+            if self.adapter in store and not store[self.adapter].is_meta:
+                store[self.adapter].data = store[self.adapter].data.to(**to)
+
+    def _hold(self, factors: Factors, core: nn.Parameter) -> None:
+        """Put the tensors into their slots; `core` is the Parameter that gets the values of `factors.core`."""
+        self.form = Form.of(factors)
+        tensors = {self.form.core: core, U: factors.left, VH: factors.right}
+        for slot in SLOTS:
+            store, tensor = self._stores[slot.name], tensors.get(slot)
+            if tensor is None and self.adapter in store:
+                del store[self.adapter]
+            elif tensor is not None and not (slot.trains and self.adapter in store):
+                store[self.adapter] = tensor
+        if factors.core is not core:
+            resize_parameter(core, factors.core if self.is_factored else factors.core.reshape(self.shape))
+
+    def _apply_in_blocks(self, factors: Factors) -> None:
+        """As `_hold` where FSDP holds the core: shapes stay, what is cut becomes zero, `sharded_rank` notes it."""
+        self.sharded_rank = factors.core.shape[-1]
+        for slot, block in zip((U, self.form.core, VH), factors, strict=True):
+            set_block(self._stores[slot.name][self.adapter], cast(torch.Tensor, block))
