@@ -8,10 +8,12 @@ from ..layer import oialr_layers as _by_name
 
 
 def oialr_layers(model: nn.Module) -> list[tuple[str, OIALRLayer]]:
+    """The layers of a model with their names."""
     return list(_by_name(model).items())
 
 
 def active_layers(model: nn.Module) -> list[tuple[str, OIALRLayer, str]]:
+    """(name, layer, adapter) of the active layers."""
     return [
         (name, layer, adapter)
         for name, layer in oialr_layers(model)
