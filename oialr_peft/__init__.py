@@ -16,7 +16,7 @@ from .update_report import UpdateReport  # noqa: E402
 
 
 if TYPE_CHECKING:
-    from .export.compress import save_compressed
+    from .export.save import save_compressed
     from .report.ranks import rank_report
     from .training.callback import OIALRCallback
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 # Resolved on first use, so that importing the package does not import the Trainer or rich.
-_LAZY = {"OIALRCallback": "training.callback", "rank_report": "report.ranks", "save_compressed": "export.compress"}
+_LAZY = {"OIALRCallback": "training.callback", "rank_report": "report.ranks", "save_compressed": "export.save"}
 
 
 def __getattr__(name: str):

@@ -61,7 +61,8 @@ def _read_compressed_checkpoints() -> None:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
     from .export.guard import METHOD, install_guard
-    from .export.quantizer import CompressedConfig, CompressedQuantizer
+    from .export.quantizer import CompressedQuantizer
+    from .export.record import CompressedConfig
 
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = CompressedConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = CompressedQuantizer

@@ -13,6 +13,7 @@ LEVELS = {
     "errors": 0,
     "update_report": 0,
     "memory": 0,
+    "files": 0,
     "linalg": 0,
     "policy": 0,
     "compat": 0,

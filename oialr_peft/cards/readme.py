@@ -14,12 +14,15 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
 from ..errors import OIALRWarning
+from ..files import replace_file
 from .facts import CardFacts, Kind, gather
 from .metadata import complete, metadata
 
 
 _TEMPLATE = Path(__file__).with_name("card.md")
-_SECTION = re.compile(r"<!-- oialr_peft: begin\b.*?<!-- oialr_peft: end -->", re.DOTALL)
+_BEGIN = re.compile(r"<!-- oialr_peft: begin\b")
+_END = "<!-- oialr_peft: end -->"
+_LARGEST_METADATA = 1 << 16  # characters; the Hub's own patterns take quadratic time in them
 _TRAINER_COMMENT = "This model card has been generated automatically according to the information the Trainer"
 _PUSH_SENTENCE = "This is the model card of a 🤗 transformers model that has been pushed on the Hub."
 
@@ -60,41 +63,71 @@ def write_card(
 ) -> None:
     """Write or refresh `folder`/README.md; the arguments are those of `card_text`.
 
-    A README whose metadata cannot be read is left as it is, with a warning: a card must not cost anyone the weights.
+    The file is replaced whole or not at all, and whatever goes wrong is a warning: a card must not cost anyone the
+    weights that were saved before it.
     """
     path = Path(folder, "README.md")
-    # Bytes, so that a user's line ends survive.
-    existing = path.read_bytes().decode("utf-8-sig") if path.exists() else None
     try:
+        # Bytes, so that a user's line ends survive.
+        existing = path.read_bytes().decode("utf-8-sig") if path.exists() else None
         text = card_text(model, kind, repo_id=repo_id, results=results, existing=existing)
-    except (ValueError, yaml.YAMLError) as error:
-        warnings.warn(
-            f"'{path}' was left as it is: its metadata cannot be read ({error}).", OIALRWarning, stacklevel=2
-        )
-        return
-    if text != existing:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode())
+        if text != existing:
+            replace_file(path, text.encode())
+    except Exception as error:
+        unreadable = isinstance(error, (ValueError, TypeError, AttributeError, yaml.YAMLError))
+        reason = "its metadata cannot be read" if unreadable else "it cannot be written"
+        warnings.warn(f"'{path}' was left as it is: {reason} ({error}).", OIALRWarning, stacklevel=2)
 
 
 def _render(facts: CardFacts) -> ModelCard:
-    return ModelCard.from_template(metadata(facts), template_path=str(_TEMPLATE), facts=facts)
+    return ModelCard.from_template(metadata(facts), template_path=str(_TEMPLATE), facts=facts, inline=_inline)
+
+
+def _inline(value: object) -> str:
+    """A name or value as it may stand in a line, a table or backticks of the card, without ending any of them."""
+    text = str(value).replace("<!--", "< !--").replace("-->", "-- >").replace("`", "'").replace("|", "\\|")
+    return " ".join(text.split())
+
+
+def _sections(text: str) -> list[tuple[int, int]]:
+    """Where our sections begin and end, marks included, in linear time."""
+    found, at = [], 0
+    while begin := _BEGIN.search(text, at):
+        end = text.find(_END, begin.end())
+        if end < 0:
+            break
+        at = end + len(_END)
+        found.append((begin.start(), at))
+    return found
+
+
+def _check_metadata(text: str) -> None:
+    """Refuse metadata that is very long or refers to itself: reading it takes a time that grows without bounds."""
+    if not text.lstrip().startswith("---"):
+        return
+    block = text.lstrip()[3:].partition("\n---")[0]
+    if len(block) > _LARGEST_METADATA or re.search(r"[\r\n]{1000}", block):
+        raise ValueError("it is longer than any the Hub takes")
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(block)):
+        raise ValueError("it has YAML aliases")
 
 
 def _merge(existing: str, fresh: ModelCard) -> str:
     """`existing` with our section and missing metadata brought up to date; the same string where nothing changes."""
+    _check_metadata(existing)
     card = ModelCard(existing)
     data, own = cast(ModelCardData, card.data), cast(ModelCardData, fresh.data)
     before, text = data.to_dict(), card.text
-    section = _SECTION.search(fresh.text)
-    assert section is not None
+    (begin, end), *_ = _sections(fresh.text)
+    section = fresh.text[begin:end]
     if _is_blank_template(text):
         own.tags = sorted(set((own.tags or []) + (data.tags or [])))
         return str(fresh)
-    if _SECTION.search(text):
-        card.text = _SECTION.sub(lambda _: section.group(), text)
+    if places := _sections(text):
+        edges = [0, *(edge for place in places for edge in place), len(text)]
+        card.text = section.join(text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True))
     elif _TRAINER_COMMENT in text:
-        card.text = f"{text.rstrip()}\n\n{section.group()}\n"
+        card.text = f"{text.rstrip()}\n\n{section}\n"
     complete(data, own)
     return existing if (data.to_dict(), card.text) == (before, text) else str(card)
 

@@ -1,96 +1,30 @@
-"""save_compressed: a live model with an OIALR adapter as a stand-alone checkpoint of two-factor layers."""
+"""A live model with an OIALR adapter as a model of two-factor layers."""
 
 from __future__ import annotations
 
 import copy
 import math
-import os
-import re
-import shutil
-import uuid
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import HfApi
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..cards import write_card
 from ..layers import MultiheadAttention, OIALRLayer, active_layers
 from ..linalg import two_factor_size
 from .guard import is_compressed
 from .modules import two_weights
-from .quantizer import CompressedConfig, CompressedQuantizer, shape_like
-
-
-# Files of an earlier model, which would be loaded in the place of the new ones.
-_EARLIER = re.compile(
-    r"adapter_config\.json|adapter_model\.(safetensors|bin)"
-    r"|(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?"
-)
-
-
-def save_compressed(
-    model: nn.Module, path: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None
-) -> None:
-    """Write a small model that needs no base: `import oialr_peft; AutoModelForX.from_pretrained(path)` loads it.
-
-    Every layer of the active adapter is written as two factors (sigma folded into the smaller one, multiplied in
-    float32 and cast once to the base weight's dtype), or dense where two factors would hold as much. Everything else
-    is written as it is, `modules_to_save` in the place of what they replaced. Loading runs no SVD and forms no dense
-    weight. The live model is not changed. The folder is filled only once all is written, so a full disk leaves the
-    last good files.
-
-    Args:
-        model: a PEFT model around a transformers model, or a transformers model with an OIALR adapter.
-        path: the folder; made if absent. What it holds of an earlier model is replaced, other files stay.
-        push_to_hub: upload what was written in one commit, which also removes an earlier model's files from the
-            repository. Other files of the folder stay here. Default `False`.
-        repo_id: name of the repository on the Hub; default the folder's name.
-
-    Raises:
-        TypeError: no active OIALR adapter, or not a transformers model.
-        ValueError: `path` is a file, or tied weights of an encoder-decoder model were trained apart.
-    """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`path` must be a folder, but '{folder}' is a file.")
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    if not isinstance(base, PreTrainedModel):
-        raise TypeError(
-            f"save_compressed writes transformers models; got {type(base).__name__}. Use "
-            "`model.merge_and_unload()` and save the dense model in its own way."
-        )
-    if not active_layers(base):
-        raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"  # not mkdtemp, whose folders are private
-    draft.mkdir()
-    try:
-        compressed(base).save_pretrained(draft)
-        if (folder / "README.md").exists():
-            shutil.copy(folder / "README.md", draft)
-        write_card(model, draft, kind="compressed", repo_id=repo_id)
-        written = [file.name for file in draft.iterdir()]
-        _move(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    if push_to_hub:
-        api = HfApi()
-        repository = api.create_repo(repo_id or folder.name, exist_ok=True).repo_id
-        api.upload_folder(
-            folder_path=folder,
-            repo_id=repository,
-            commit_message="Upload compressed model",
-            allow_patterns=written,
-            delete_patterns=[name for name in api.list_repo_files(repository) if _EARLIER.fullmatch(name)],
-        )
+from .quantizer import CompressedQuantizer, shape_like
+from .record import CompressedConfig
 
 
 def compressed(base: PreTrainedModel) -> PreTrainedModel:
-    """A model of two-factor layers with the values of `base` and its active adapter; other tensors are shared."""
+    """A model of two-factor layers with the values of `base` and its active adapter; other tensors are shared.
+
+    Every layer of the active adapter becomes two factors (sigma folded into the smaller one, multiplied in float32 and
+    cast once to the base weight's dtype), or dense where two factors would hold as much.
+    """
     tensors, layers = plain_tensors(base), {}
     for name, layer, adapter in active_layers(base):
         stored = layer.base_weight.dtype
@@ -124,6 +58,11 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
     shape_like(model, config)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
+    if broken := [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.isnan().any()]:
+        raise ValueError(
+            f"'{broken[0]}' holds NaN ({len(broken)} tensors do), so the model is not written. Go back to a "
+            "checkpoint from before the training diverged."
+        )
     if absent := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
         raise RuntimeError(f"{type(base).__name__}: no values were found for '{absent[0]}' ({len(absent)} tensors).")
     model.config.quantization_config = config
@@ -183,16 +122,3 @@ def _empty_like(base: PreTrainedModel, tied: bool = True) -> PreTrainedModel:
     if (generation := getattr(base, "generation_config", None)) is not None:
         model.generation_config = copy.deepcopy(generation)
     return model.eval()
-
-
-def _move(draft: Path, folder: Path) -> None:
-    """Files of the draft take the place of the folder's, weights before the config that names their layers."""
-    if not folder.exists():
-        os.replace(draft, folder)
-        return
-    names = sorted((file.name for file in draft.iterdir()), key=lambda name: name == "config.json")
-    for old in folder.iterdir():
-        if old.name not in names and _EARLIER.fullmatch(old.name):
-            old.unlink()
-    for name in names:
-        os.replace(draft / name, folder / name)

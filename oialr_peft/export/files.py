@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from ..files import file_hash, read_header
 
 
-def check_files(files: Sequence[str] | None, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse files that are cut off or hold a factor of another shape; transformers names neither in its error.
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_headers(files: Sequence[str] | None) -> dict[str, tuple[str, dict[str, Any]]]:
+    """{tensor: (the file that holds it, its entry in the header)} of a checkpoint's safetensors files.
 
     Args:
-        files: the checkpoint's files, `None` where transformers 4 does not tell. Only safetensors are read.
+        files: `None` where transformers 4 does not tell them; nothing is read then.
+
+    Raises:
+        ValueError: naming a file that is damaged or cut off, or that the index names and nobody has.
+    """
+    entries = {}
+    for file in files or ():
+        if file.endswith(".safetensors"):
+            if not os.path.isfile(file):
+                raise ValueError(f"'{file}' is missing. Save or download the model again.")
+            entries |= {key: (file, entry) for key, entry in read_header(file)[0].items()}
+    return entries
+
+
+def check_factors(entries: Mapping[str, tuple[str, dict[str, Any]]], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a factor of another shape or of integers; transformers names no file in its error, or casts silently.
+
+    Args:
+        entries: of `read_headers`.
         shapes: of the tensors of two-factor layers, by name.
 
     Raises:
         ValueError: naming the file, and the tensor with both shapes.
     """
-    for file in files or ():
-        if not file.endswith(".safetensors"):
-            continue
-        try:
-            with safe_open(file, framework="pt") as opened:
-                found = {key: opened.get_slice(key).get_shape() for key in opened.keys() if key in shapes}
-        except SafetensorError as error:
-            raise ValueError(f"'{file}' is damaged or cut off ({error}). Save or download it again.") from error
-        for key, shape in found.items():
-            if list(shape) != list(shapes[key]):
+    for key in entries.keys() & shapes.keys():
+        file, entry = entries[key]
+        if list(entry["shape"]) != list(shapes[key]):
+            raise ValueError(
+                f"Tensor '{key}' in '{file}' has shape {entry['shape']}; config.json makes it {list(shapes[key])}. "
+                "The two files are of different saves, or one is damaged. Save or download both again."
+            )
+        if entry["dtype"] not in _FLOATS:
+            raise ValueError(
+                f"Tensor '{key}' in '{file}' is of dtype {entry['dtype']}; factors are floating-point numbers. The "
+                "file is damaged; save or download it again."
+            )
+
+
+def check_hashes(files: Sequence[str] | None, record: Mapping[str, str] | None) -> None:
+    """Compare the files with the SHA-256 that config.json has of them, where it has one.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    for name, expected in (record or {}).items():
+        for file in files or ():
+            if os.path.normpath(file).endswith(os.path.normpath(f"/{name}")) and file_hash(file) != expected:
                 raise ValueError(
-                    f"Tensor '{key}' in '{file}' has shape {list(shape)}; config.json makes it {list(shapes[key])}. "
-                    "The two files are of different saves, or one is damaged. Save or download both again."
+                    f"'{file}' is not the file that config.json was saved with: its SHA-256 is another. It was "
+                    "damaged, or one of the two was replaced; save or download both again. If you changed the weights "
+                    "yourself, delete `files` from the `quantization_config` in config.json."
                 )

@@ -4,12 +4,14 @@
 that is no file name. So config files of compressed models carry words there, which say what to install. Versions that
 do not know the field (4.49) look up `torch_dtype` in torch and stop with the words in its place; those that know the
 field take `dtype` instead. With this package imported the words are taken away when a config is read and put there
-when one is written.
+when one is written. What was read names instead the weights file that `save_compressed` noted under `files`, so that
+config.json alone decides which weights are loaded.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -18,6 +20,7 @@ from transformers import PretrainedConfig
 METHOD = "oialr"
 KEYS = ("transformers_weights", "torch_dtype")
 WORDS = "these weights need oialr_peft: `pip install oialr-peft`, then `import oialr_peft` before loading"
+_NAME = re.compile(r"(oialr-weights-[0-9a-f]{8}/)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def is_compressed(quantization_config: Any) -> bool:
@@ -38,6 +41,8 @@ def install_guard() -> None:
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         if is_compressed(config_dict.get("quantization_config")):
             config_dict = {key: value for key, value in config_dict.items() if key not in KEYS or value != WORDS}
+            if (name := _weights_file(config_dict["quantization_config"])) is not None:
+                config_dict["transformers_weights"] = name
         return read(cls, config_dict, **kwargs)
 
     @functools.wraps(write)
@@ -45,8 +50,24 @@ def install_guard() -> None:
         output = write(self)
         if is_compressed(output.get("quantization_config")):
             output |= dict.fromkeys(KEYS, WORDS)
+            record = dict(output["quantization_config"])
+            record.pop("files", None)  # of the files that were read, not of those that come with this config
+            output["quantization_config"] = record
         return output
 
     to_dict._oialr_guard = True  # type: ignore[attr-defined]
     PretrainedConfig.from_dict = from_dict  # type: ignore[method-assign]
     PretrainedConfig.to_dict = to_dict  # type: ignore[method-assign]
+
+
+def _weights_file(record: Any) -> str | None:
+    """The file with the weights, or with the index of several, that a record of compressed layers names."""
+    files = record.get("files") if isinstance(record, dict) else getattr(record, "files", None)
+    if not files:
+        return None
+    if not isinstance(files, dict) or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in files):
+        raise ValueError(
+            f"`files` in the `quantization_config` of config.json must name files that save_compressed writes; got "
+            f"{str(files)[:200]!r}. The file is damaged; save or download the model again."
+        )
+    return next((name for name in files if name.endswith(".index.json")), next(iter(files)))

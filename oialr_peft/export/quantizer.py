@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..layers import MultiheadAttention, leave_fast_path
-from .files import check_files
-from .guard import METHOD
+from .files import check_factors, check_hashes, read_headers
 from .modules import Factored, dense_weight, factored_like, full_rank
-
-
-FORMAT_VERSION = 1
-
-
-class CompressedConfig(QuantizationConfigMixin):
-    """What config.json says of a compressed model: its two-factor layers, in transformers' place for such things.
-
-    Args:
-        layers: {module name: rank} of the layers held as two factors.
-        attention: names of the nn.MultiheadAttention modules that are held as four projections.
-        format_version: of this record; a newer one is refused.
-    """
-
-    quant_method: Any
-
-    def __init__(
-        self,
-        layers: dict[str, int] | None = None,
-        attention: list[str] | None = None,
-        format_version: int = FORMAT_VERSION,
-        **kwargs: Any,
-    ) -> None:
-        self.quant_method = METHOD
-        self.layers = dict(layers or {})
-        self.attention = list(attention or [])
-        self.format_version = format_version
+from .record import FORMAT_VERSION, CompressedConfig
 
 
 class CompressedQuantizer(HfQuantizer):
@@ -63,16 +36,23 @@ class CompressedQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        files = kwargs.get("checkpoint_files")
+        entries = read_headers(files)
         shape_like(model, self.quantization_config)
-        check_files(kwargs.get("checkpoint_files"), {name: tensor.shape for name, tensor in _tensors(model).items()})
+        check_factors(entries, {name: tensor.shape for name, tensor in _tensors(model).items()})
+        _refuse_unclaimed(model, entries)
+        check_hashes(files, self.quantization_config.files)
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         # transformers 5 marks what it loaded, and fills what was missing with random values and a note in the log.
         if not hasattr(HfQuantizer, "update_missing_keys"):
             # What is still on the meta device is offloaded to disk; transformers puts what was missing elsewhere.
-            tensors = {name: tensor for name, tensor in _tensors(model).items() if not tensor.is_meta}
+            whole = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
+            tensors = dict(model.named_parameters()) if whole else _tensors(model)
+            tensors = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
             _refuse_missing([name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")])
+        _refuse_nan(model)
         model.is_quantized = False  # type: ignore[assignment]  # it trains, casts and takes adapters like any other
         return model
 
@@ -80,6 +60,11 @@ class CompressedQuantizer(HfQuantizer):
         """transformers 4 asks here; later ones leave marks."""
         _refuse_missing([key for key in missing_keys if key in _tensors(model)])
         return missing_keys
+
+    def update_unexpected_keys(self, model: nn.Module, unexpected_keys: list[str]) -> list[str]:
+        """transformers 4 asks here; later ones tell the files before anything is loaded."""
+        _refuse_unclaimed(model, unexpected_keys)
+        return unexpected_keys
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         """Every two-factor layer as one plain nn.Linear or convolution again."""
@@ -147,6 +132,29 @@ def _tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 def _refuse_missing(names: list[str]) -> None:
     if names:
         raise ValueError(f"The checkpoint lacks the tensor '{names[0]}'. It is incomplete; download it again.")
+
+
+def _refuse_unclaimed(model: nn.Module, keys: Iterable[str]) -> None:
+    """Refuse two factors in the file for a layer that the record leaves dense: it would get random weights."""
+    keys, modules = set(keys), dict(model.named_modules())
+    for key in sorted(key for key in keys if key.endswith(".down.weight")):
+        name = key.removesuffix(".down.weight")
+        place = _find(modules, model, name)
+        if f"{name}.up.weight" in keys and place is not None and not hasattr(modules[place], "down"):
+            raise ValueError(
+                f"The weights file has two factors of the layer '{name}', which `layers` in the `quantization_config` "
+                "of config.json does not name. The two files are of different saves, or config.json is damaged. Save "
+                "or download both again."
+            )
+
+
+def _refuse_nan(model: nn.Module) -> None:
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not tensor.is_meta and bool(torch.isnan(tensor).any()):
+            raise ValueError(
+                f"The tensor '{name}' of the compressed model holds NaN. The file is damaged, or training diverged; "
+                "take another checkpoint."
+            )
 
 
 def _find(modules: dict[str, nn.Module], model: nn.Module, name: str) -> str | None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from oialr_peft import OIALRConfig, save_compressed
 from oialr_peft.export.modules import Factored
 from tests.conftest import output, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tokens
+from tests.export.test_compressed import edit_record
 from tests.peft.test_adapter import disturb
 
 
@@ -166,11 +167,12 @@ def test_a_cut_off_file_is_named(bytes_left, tmp_path):
 
 def test_a_file_without_any_factor_is_refused(tmp_path):
     compressed(tiny_bert(), tmp_path)
+    edit_record(tmp_path, files={})
     file = tmp_path / "model.safetensors"
     tensors = {f"module.{key}": tensor for key, tensor in load_file(file).items()}
     for wrong in (tensors, tiny_bert().state_dict()):
         save_file(wrong, file, {"format": "pt"})
-        with pytest.raises(ValueError, match=r"lacks the tensor 'bert\.encoder\.layer\.0"):
+        with pytest.raises(ValueError, match=r"lacks the tensor 'bert\."):
             AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 

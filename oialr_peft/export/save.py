@@ -1,0 +1,140 @@
+"""save_compressed: the model written to a folder, and from there to the Hub."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..cards import write_card
+from ..errors import OIALRWarning
+from ..files import Draft
+from ..layers import active_layers
+from .compress import compressed
+from .publish import EARLIER, publish
+
+
+# What transformers' tokenizers, processors and feature extractors always write one of.
+_PROCESSING_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+
+
+def save_compressed(
+    model: nn.Module,
+    path: str | os.PathLike,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    *,
+    processing_class: Any = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+) -> None:
+    """Write a small model that needs no base: `import oialr_peft; AutoModelForX.from_pretrained(path)` loads it.
+
+    Every layer of the active adapter is written as two factors, or dense where two factors would hold as much.
+    Everything else is written as it is, `modules_to_save` in the place of what they replaced. Loading runs no SVD and
+    forms no dense weight. The live model is not changed. Until all is written and readable the folder keeps what it
+    holds; then one rename makes it the new model's (publish.py), so a kill or a full disk leaves the old one or the
+    new one. The card comes last.
+
+    Args:
+        model: a PEFT model around a transformers model, or a transformers model with an OIALR adapter.
+        path: the folder; made if absent. What it holds of an earlier model is replaced, other files stay.
+        push_to_hub: upload what was written in one commit, which also removes an earlier model's files from the
+            repository. Other files of the folder stay here. Default `False`.
+        repo_id: name of the repository on the Hub; default the folder's name.
+        processing_class: the tokenizer, image processor, feature extractor or processor that belongs to the model;
+            it is saved beside it, so that pipelines find it. `None` (default) saves none, with a warning if the kind
+            of model has one and the folder does not.
+        private, token, revision, commit_message, create_pr: of the push, as in `push_to_hub` of transformers.
+
+    Raises:
+        TypeError: no active OIALR adapter, or not a transformers model.
+        ValueError: `path` is a file, a weight holds NaN, or tied weights of an encoder-decoder model were trained
+            apart.
+        OSError: the folder cannot be written to, or the disk is full; the folder holds what it held before.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`path` must be a folder, but '{folder}' is a file.")
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if not isinstance(base, PreTrainedModel):
+        raise TypeError(
+            f"save_compressed writes transformers models; got {type(base).__name__}. Use "
+            "`model.merge_and_unload()` and save the dense model in its own way."
+        )
+    if not active_layers(base):
+        raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress.")
+    small = compressed(base)
+    with Draft(folder) as draft:
+        small.save_pretrained(draft.path)
+        if processing_class is not None:
+            processing_class.save_pretrained(draft.path)
+        written = publish(draft)
+    if processing_class is None:
+        _warn_if_nothing_reads_inputs(base, folder)
+    write_card(model, folder, kind="compressed", repo_id=repo_id)
+    if push_to_hub:
+        commit = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
+        _push(folder, repo_id or folder.resolve().name, [*written, "README.md"], private, token, **commit)
+
+
+def _warn_if_nothing_reads_inputs(base: PreTrainedModel, folder: Path) -> None:
+    """Say so where the folder lacks a tokenizer or processor that this kind of model has."""
+    from transformers.models.auto import feature_extraction_auto, image_processing_auto, tokenization_auto
+
+    kinds = {
+        *tokenization_auto.TOKENIZER_MAPPING_NAMES,
+        *image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES,
+        *feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES,
+    }
+    if base.config.model_type in kinds and not any((folder / name).exists() for name in _PROCESSING_FILES):
+        warnings.warn(
+            f"'{folder}' has no tokenizer or processor, and a pipeline would make up an empty one: pass it as "
+            "`processing_class`, or save it there.",
+            OIALRWarning,
+            stacklevel=3,
+        )
+
+
+def _push(
+    folder: Path,
+    repo_id: str,
+    names: list[str],
+    private: bool | None,
+    token: bool | str | None,
+    *,
+    revision: str | None,
+    commit_message: str | None,
+    create_pr: bool,
+) -> None:
+    """Upload the named files in one commit that removes an earlier model's."""
+    api = HfApi(token=token)
+    try:
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/pr"):
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=repository,
+            commit_message=commit_message or "Upload compressed model",
+            revision=revision,
+            create_pr=create_pr,
+            allow_patterns=names,
+            delete_patterns=[n for n in api.list_repo_files(repository, revision=revision) if EARLIER.fullmatch(n)],
+        )
+    except Exception as error:
+        if sys.version_info >= (3, 11):  # from there on errors take notes
+            error.add_note(
+                f"The push to '{repo_id}' failed. The model is complete in '{folder}'; push again, or upload the "
+                f"folder with `hf upload {repo_id} {folder}`."
+            )
+        raise

@@ -1,0 +1,18 @@
+"""Files on disk: written so that a kill or a full disk loses nothing, read so that damage is noticed."""
+
+from .draft import SHELF, Draft, is_draft, replace_file
+from .tensors_file import ADAPTER_WEIGHTS, CONFIG_KEY, content_hash, file_hash, read_header, seal
+
+
+__all__ = [
+    "ADAPTER_WEIGHTS",
+    "CONFIG_KEY",
+    "SHELF",
+    "Draft",
+    "content_hash",
+    "file_hash",
+    "is_draft",
+    "read_header",
+    "replace_file",
+    "seal",
+]
