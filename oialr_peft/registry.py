@@ -53,6 +53,7 @@ def register() -> None:
             f"{present.__qualname__}. Import only one of the two packages."
         )
     _write_our_cards()
+    _save_and_load_safely()
     _read_compressed_checkpoints()
 
 
@@ -83,13 +84,74 @@ def _write_our_cards() -> None:
             setattr(PeftModel, name, _hooked(original, hook))
 
 
-def _hooked(original: Callable, hook: Callable) -> Callable:
-    """`hook(original, model, ...)` as a method for models whose active adapter is OIALR's; `original` for others."""
+def _save_and_load_safely() -> None:
+    """Have PEFT and transformers write an OIALR adapter whole or not at all, and look at its files before loading."""
+    from peft import PeftModel
+    from peft.config import PeftConfigMixin
+    from transformers.integrations.peft import PeftAdapterMixin
+
+    from .checkpoint.adapter import load_adapter
+    from .checkpoint.config import read_config
+
+    if hasattr(PeftModel.load_adapter, "oialr_hook"):
+        return
+    PeftModel.save_pretrained = _hooked(PeftModel.save_pretrained, _save, held=True)
+    PeftModel.load_adapter = _wrapped(PeftModel.load_adapter, load_adapter)
+    PeftModel.from_pretrained = classmethod(_wrapped(PeftModel.from_pretrained.__func__, _load_peft_model))
+    PeftAdapterMixin.load_adapter = _wrapped(PeftAdapterMixin.load_adapter, _load_into_transformers)
+    read = PeftConfigMixin.from_json_file.__func__
+    PeftConfigMixin.from_json_file = classmethod(
+        functools.wraps(read)(lambda cls, path, **kwargs: read_config(functools.partial(read, cls), path, **kwargs))
+    )
+
+
+def _save(original: Callable, model: Any, *args, **kwargs) -> None:
+    """PeftModel.save_pretrained: the weights, then the card."""
+    from .checkpoint.adapter import save_adapter
+
+    if (folder := save_adapter(original, model, *args, **kwargs)) is not None:
+        model.create_or_update_model_card(folder)
+
+
+def _load_peft_model(original: Callable, cls: type, model: Any, model_id: Any, *args, **kwargs) -> Any:
+    """PeftModel.from_pretrained, which makes layers from the config before it reads the weights."""
+    from .checkpoint.adapter import check_saved
+
+    check_saved(model_id, **kwargs)
+    return original(cls, model, model_id, *args, **kwargs)
+
+
+def _load_into_transformers(original: Callable, model: Any, peft_model_id: Any = None, *args, **kwargs) -> Any:
+    """load_adapter of transformers' models, which asks no tuner about what it loads."""
+    from .checkpoint.adapter import check_saved
+
+    if peft_model_id is not None:
+        check_saved(peft_model_id, values=True, **(kwargs.get("adapter_kwargs") or {}))
+    return original(model, peft_model_id, *args, **kwargs)
+
+
+def _wrapped(original: Callable, hook: Callable) -> Callable:
+    """`hook(original, ...)` as a function with the name and signature of `original`."""
+
+    @functools.wraps(original)
+    def function(*args, **kwargs):
+        return hook(original, *args, **kwargs)
+
+    function.oialr_hook = True  # type: ignore[attr-defined]
+    return function
+
+
+def _hooked(original: Callable, hook: Callable, held: bool = False) -> Callable:
+    """`hook(original, model, ...)` as a method for models whose active adapter is OIALR's; `original` for others.
+
+    With `held` it is enough that the model has an OIALR adapter.
+    """
     from .config import OIALRConfig
 
     @functools.wraps(original)
     def method(self, *args, **kwargs):
-        if any(isinstance(self.peft_config.get(name), OIALRConfig) for name in self.active_adapters):
+        names = self.peft_config if held else self.active_adapters
+        if any(isinstance(self.peft_config.get(name), OIALRConfig) for name in names):
             return hook(original, self, *args, **kwargs)
         return original(self, *args, **kwargs)
 
@@ -100,8 +162,10 @@ def _hooked(original: Callable, hook: Callable) -> Callable:
 def _replace_card(original: Callable, model: Any, output_dir: str) -> None:
     """PeftModel.create_or_update_model_card, which runs in every save."""
     from .cards import write_card  # on first use, so that `import oialr_peft` loads neither rich nor jinja2
+    from .files import is_draft
 
-    write_card(model, output_dir)
+    if not is_draft(output_dir):  # the card comes once the weights are in place
+        write_card(model, output_dir)
 
 
 def _card_before_upload(original: Callable, model: Any, working_dir: str, repo_id: str, *args, **kwargs) -> Any:

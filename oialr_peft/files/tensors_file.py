@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +13,12 @@ from typing import Any, BinaryIO
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CONFIG_KEY = "oialr_config"  # in the metadata of an adapter file: the text of the adapter_config.json saved with it
 _CHUNK = 1 << 24
+_SIZES = {  # bytes of one number
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
+}
 _LARGEST_HEADER = 100_000_000  # as in safetensors itself
 
 
@@ -24,8 +31,17 @@ def read_header(path: str | os.PathLike) -> tuple[dict[str, dict[str, Any]], dic
     with open(path, "rb") as file:
         header, start = _header(file, path)
     metadata = header.pop("__metadata__", None) or {}
-    sizes = [entry["data_offsets"][1] for entry in header.values()]
-    if os.path.getsize(path) != start + max(sizes, default=0):
+    at = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        if (
+            entry["dtype"] not in _SIZES
+            or begin != at
+            or end - begin != math.prod(entry["shape"]) * _SIZES[entry["dtype"]]
+        ):
+            raise ValueError(_damaged(path, f"the entry of {name!r} in its header is wrong"))
+        at = end
+    if os.path.getsize(path) != start + at:
         raise ValueError(_damaged(path, "its length is not what its header says"))
     return header, metadata
 

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..checkpoint import check_file, cut_to_live, file_ranks, rest_keys
+from ..checkpoint import check_file, cut_to_live, file_ranks, rest_keys, running_statistics
 from ..compat.peft_ import include_all_linear_layers, is_excluded
 from ..config import OIALRConfig
 from ..kinds import PROJECTIONS, Kind, MultiheadAttention, is_attention, kind_of, leave_fast_path
@@ -130,6 +130,8 @@ class OIALRModel(BaseTuner):
             peft_config.target_modules = set(self.selection.chosen)
 
     def _check_target_module_exists(self, peft_config: OIALRConfig, key: str):  # type: ignore[override]
+        if peft_config.ranks is not None:  # a saved adapter: by exact names, so that no regex of its file is run
+            return key in self.selection.chosen
         found = BaseTuner._check_target_module_exists(peft_config, key)
         return found if not found or key in self.selection.chosen else False
 
@@ -198,10 +200,10 @@ class OIALRModel(BaseTuner):
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
-        """The adapter's tensors, with `train_rest` also all the rest; notes the present ranks in the config."""
+        """The adapter's tensors and BatchNorm's, with `train_rest` all the rest; notes the ranks in the config."""
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        if config.train_rest:
-            selected.update({key: state_dict[key] for key in rest_keys(model, state_dict)})
+        others = rest_keys if config.train_rest else running_statistics
+        selected.update({key: state_dict[key] for key in others(model, state_dict)})
         selected = {key: full_tensor(value) for key, value in selected.items()}
         weights = weights_of(model, adapter_name)
         for name, weight in weights.items():

@@ -208,7 +208,10 @@ DAMAGE = {
         lambda t: t.update({"base_model.model.score.weight": torch.zeros(4, 3)}),
         r"'score.weight' .* has shape \(4, 3\), expected \(4, 16\)",
     ),
-    "unknown layer": (lambda t: t.update({"base_model.model.x.oialr_u": torch.zeros(2, 2)}), "first 'x.oialr_u'"),
+    "unknown layer": (
+        lambda t: t.update({f"base_model.model.x.oialr_{part}": torch.eye(2) for part in ("u", "sigma", "vh")}),
+        "first 'x.oialr_sigma'",
+    ),
 }
 
 

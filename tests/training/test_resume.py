@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from oialr_peft import OIALRCallback, OIALRWarning
 from oialr_peft.checkpoint import last_complete_checkpoint
@@ -131,6 +132,7 @@ def test_the_last_complete_checkpoint_is_the_newest_that_was_written_to_its_end(
     for step, state in ((2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (12, '{"global_st'), (14, None)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
+        save_file({"x": torch.ones(2)}, folder / "adapter_model.safetensors")
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")

@@ -1,0 +1,184 @@
+"""The tensors of a saved adapter against the model they are for, before anything in it moves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from ..config import OIALRConfig
+from ..errors import OIALRWarning
+from ..weights import AdaptedWeight
+from ..linalg import factor_shapes
+from .rest import PARTS, PEFT_PREFIX, embedding_keys, rest_keys, running_statistics, wrapped
+
+
+Tensors = Mapping[str, torch.Tensor]
+
+# How far uᵀu x may be from x, relative to x: rounding of many rotations, or of a cast to a short dtype.
+_TOLERANCE = {torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+def file_ranks(state_dict: Tensors, layers: Mapping[str, AdaptedWeight]) -> dict[str, int | None]:
+    """{layer name: rank in the file, None where the file holds a dense weight}, taken from tensor shapes.
+
+    Raises:
+        ValueError: a tensor is missing, empty, of a shape that cannot belong to the layer, of integers, not finite, or
+            no orthonormal basis.
+    """
+    tensors = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in state_dict.items()}
+    ranks: dict[str, int | None] = {}
+    for name, layer in layers.items():
+        weight = tensors.get(f"{name}.oialr_weight")
+        if weight is not None:
+            if twice := [part for part in PARTS[:3] if f"{name}.{part}" in tensors]:
+                raise ValueError(_unchanged(f"The adapter file holds '{name}' twice, dense and as '{twice[0]}'."))
+            _check_shape(f"{name}.oialr_weight", weight, layer.shape)
+            _check_values(f"{name}.oialr_weight", weight)
+            ranks[name] = None
+            continue
+        if missing := [part for part in PARTS[:3] if f"{name}.{part}" not in tensors]:
+            raise ValueError(_unchanged(f"The adapter file lacks the tensor '{name}.{missing[0]}'."))
+        u, sigma, vh = (tensors[f"{name}.{part}"] for part in PARTS[:3])
+        rank = sigma.shape[-1] if sigma.ndim else 0
+        if not 1 <= rank <= layer.full_rank:
+            raise ValueError(
+                f"Tensor '{name}.oialr_sigma' of the adapter file has shape {tuple(sigma.shape)}; it must be square "
+                f"with a rank of 1 to min(out, in) = {layer.full_rank}. The model is unchanged."
+            )
+        for part, tensor, shape in zip(
+            PARTS[:3], (u, sigma, vh), factor_shapes(layer.matrix_shape, rank), strict=True
+        ):
+            _check_shape(f"{name}.{part}", tensor, shape)
+            _check_values(f"{name}.{part}", tensor)
+        check_basis(f"{name}.oialr_u", u)
+        check_basis(f"{name}.oialr_vh", vh.mT)
+        ranks[name] = rank
+    return ranks
+
+
+def check_basis(name: str, basis: torch.Tensor) -> None:
+    """Refuse a matrix (..., n, r) whose columns are not orthonormal, told by what it does to one random vector.
+
+    Raises:
+        ValueError: naming the tensor and how far it is off.
+    """
+    dtype = torch.float64 if basis.dtype == torch.float64 else torch.float32
+    q = basis.detach().to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(*q.shape[:-2], q.shape[-1], 1, generator=generator, dtype=dtype).to(q.device)
+    off = float((q.mT @ (q @ probe) - probe).norm() / probe.norm())
+    if not off <= _TOLERANCE.get(basis.dtype, 1e-2):
+        raise ValueError(
+            _unchanged(f"Tensor '{name}' of the adapter file is no orthonormal basis: it is off by {off:.2g}.")
+        )
+
+
+def check_factors_of(file: Path) -> None:
+    """The values of a file's factors alone, for loading that asks no tuner (transformers' `load_adapter`).
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    with safe_open(file, framework="pt") as opened:
+        for key in opened.keys():
+            if (part := key.rpartition(".")[2]) in PARTS:
+                tensor = opened.get_tensor(key)
+                _check_values(key, tensor)
+                if part in ("oialr_u", "oialr_vh"):
+                    check_basis(key, tensor if part == "oialr_u" else tensor.mT)
+
+
+def check_file(model: nn.Module, config: OIALRConfig, state_dict: Tensors, layers: Mapping[str, AdaptedWeight]) -> None:
+    """Refuse a file with tensors that nobody asked for, or without the rest that `train_rest` saves.
+
+    Raises:
+        ValueError: naming the first tensor; the model is unchanged.
+    """
+    known = {f"{name}.{part}" for name in layers for part in PARTS}
+    tensors = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in state_dict.items()}
+    unknown = sorted(key for key in tensors if key.rpartition(".")[2] in PARTS and key not in known)
+    if unknown:
+        raise ValueError(
+            f"The adapter file has {len(unknown)} tensors of layers that this adapter lacks, first '{unknown[0]}'. It "
+            "belongs to another model or other `target_modules`; the model is unchanged."
+        )
+    live = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in model.state_dict().items()}
+
+    def keys_of(find: Callable[[nn.Module, Iterable[str]], list[str]]) -> set[str]:
+        return {key.removeprefix(PEFT_PREFIX) for key in find(model, model.state_dict())}
+
+    needed = keys_of(rest_keys) if config.train_rest else set()
+    if missing := sorted(needed - tensors.keys()):
+        raise ValueError(
+            f"The adapter was trained with `train_rest`, but its file lacks {len(missing)} tensors of the rest, first "
+            f"'{missing[0]}'. It is incomplete or belongs to another model; the model is unchanged."
+        )
+    claimed = needed | keys_of(running_statistics) | keys_of(embedding_keys)
+    owned = tuple(prefix.removeprefix(PEFT_PREFIX) for prefix in wrapped(model))
+    for name in sorted(tensors.keys() - known):
+        if name in claimed:
+            _check_shape(name, tensors[name], tuple(live[name].shape))
+            _check_kind(name, tensors[name], live[name])
+        elif not name.startswith(owned):
+            _refuse_foreign(name, name in live)
+    _warn_of_shared_statistics(model, tensors, live)
+
+
+def _refuse_foreign(name: str, in_model: bool) -> None:
+    if in_model:
+        raise ValueError(
+            f"The adapter file carries '{name}' of the base model, which only an adapter with `train_rest` does; it "
+            "would replace what other adapters need. The model is unchanged."
+        )
+    raise ValueError(_unchanged(f"Nothing in this model takes the tensor '{name}' of the adapter file."))
+
+
+def _warn_of_shared_statistics(model: nn.Module, tensors: Tensors, live: Tensors) -> None:
+    keys = [key.removeprefix(PEFT_PREFIX) for key in running_statistics(model, model.state_dict())]
+    others = len(cast(dict, getattr(model, "peft_config", {}))) > 1
+    changed = [key for key in keys if key in tensors and not torch.equal(tensors[key].to(live[key]), live[key])]
+    if others and changed:
+        warnings.warn(
+            f"The running statistics of {len(changed)} tensors of BatchNorm, first '{changed[0]}', are replaced by "
+            "those of the adapter that is loaded. They belong to the model, so adapters that were trained apart need "
+            "models of their own.",
+            OIALRWarning,
+            stacklevel=2,
+        )
+
+
+def _check_shape(key: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"Tensor '{key}' of the adapter file has shape {tuple(tensor.shape)}, expected {shape}. The "
+            "file is damaged or belongs to another model; the model is unchanged."
+        )
+
+
+def _check_kind(key: str, tensor: torch.Tensor, live: torch.Tensor) -> None:
+    """Numbers of another kind (whole, truth values) would be cast without a word; shorter and longer floats may be."""
+    if tensor.dtype.is_floating_point != live.dtype.is_floating_point:
+        raise ValueError(
+            _unchanged(f"Tensor '{key}' of the adapter file is of {tensor.dtype}, expected {live.dtype}.")
+        )
+    if tensor.dtype.is_floating_point and bool(torch.isnan(tensor).any()):
+        raise ValueError(_unchanged(f"Tensor '{key}' of the adapter file holds NaN."))
+
+
+def _check_values(key: str, tensor: torch.Tensor) -> None:
+    if not tensor.dtype.is_floating_point or tensor.element_size() < 2:
+        raise ValueError(
+            _unchanged(f"Tensor '{key}' of the adapter file is of {tensor.dtype}; factors are floating-point numbers.")
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(_unchanged(f"Tensor '{key}' of the adapter file is not finite."))
+
+
+def _unchanged(what: str) -> str:
+    return f"{what} The file is incomplete, damaged, or belongs to another model; the model is unchanged."
