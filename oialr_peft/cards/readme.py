@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
 from ..errors import OIALRWarning
-from ..files import replace_file
+from ..files import remove_left_overs, replace_file
 from .facts import CardFacts, Kind, gather
 from .metadata import complete, metadata
 
@@ -73,6 +73,8 @@ def write_card(
         text = card_text(model, kind, repo_id=repo_id, results=results, existing=existing)
         if text != existing:
             replace_file(path, text.encode())
+        else:
+            remove_left_overs(path.parent)
     except Exception as error:
         unreadable = isinstance(error, (ValueError, TypeError, AttributeError, yaml.YAMLError))
         reason = "its metadata cannot be read" if unreadable else "it cannot be written"

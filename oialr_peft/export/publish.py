@@ -45,6 +45,7 @@ def publish(draft: Draft) -> list[str]:
     config = json.loads((draft.path / "config.json").read_bytes())
     shelf = draft.shelf()
     for name in weights:
+        os.chmod(draft.path / name, (draft.path / "config.json").stat().st_mode)  # safetensors makes private files
         os.replace(draft.path / name, draft.path / shelf / name)
     hashes = {name: file_hash(draft.path / shelf / name) for name in weights if not name.endswith(_INDEX)}
     index = next((json.loads((draft.path / shelf / n).read_bytes()) for n in weights if n.endswith(_INDEX)), None)
@@ -82,7 +83,8 @@ def _name_weights(
 
 
 def _remove_earlier(folder: Path, shelf: str) -> None:
-    for old in folder.iterdir():
+    # First the adapter's config: with it there, but not its weights, transformers looks for these.
+    for old in sorted(folder.iterdir(), key=lambda old: old.name != "adapter_config.json"):
         if EARLIER.fullmatch(old.name) and not old.is_dir():
             old.unlink()
         elif old.name.startswith(SHELF) and old.name != shelf:

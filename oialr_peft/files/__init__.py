@@ -1,6 +1,6 @@
 """Files on disk: written so that a kill or a full disk loses nothing, read so that damage is noticed."""
 
-from .draft import SHELF, Draft, is_draft, replace_file
+from .draft import SHELF, Draft, is_draft, remove_left_overs, replace_file
 from .tensors_file import ADAPTER_WEIGHTS, CONFIG_KEY, content_hash, file_hash, read_header, seal
 
 
@@ -13,6 +13,7 @@ __all__ = [
     "file_hash",
     "is_draft",
     "read_header",
+    "remove_left_overs",
     "replace_file",
     "seal",
 ]

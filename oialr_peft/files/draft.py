@@ -83,7 +83,7 @@ class Draft:
                 "folder that is yours to write, on a disk with room",
                 str(self.target),
             ) from error
-        self._remove_left_overs()
+        remove_left_overs(self.target, self.path)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -130,9 +130,7 @@ class Draft:
 
     def drop(self, shelf: str) -> None:
         """Remove a shelf of the target, unless the target's `config.json` names it."""
-        config = self.target / "config.json"
-        if not config.exists() or shelf.encode() not in config.read_bytes():
-            shutil.rmtree(self.target / shelf, ignore_errors=True)
+        _drop(self.target / shelf)
 
     def place(self, name: str) -> None:
         """Rename one file or shelf of the draft into the target, where it takes the place of what has its name."""
@@ -143,19 +141,28 @@ class Draft:
         self.switched |= not name.startswith(SHELF)
         _sync(destination.parent)
 
-    def _remove_left_overs(self) -> None:
-        for draft in self.target.glob(f"{_PREFIX}*"):
-            if draft != self.path and _is_left_over(draft):
-                shutil.rmtree(draft, ignore_errors=True)
-        if shelves := list(self.target.glob(f"{SHELF}*")):
-            with self.alone():
-                for shelf in shelves:
-                    self.drop(shelf.name)
-
     def _remove(self) -> None:
         _unlock(self._lock)
         self._lock = None
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def remove_left_overs(folder: Path, but: Path | None = None) -> None:
+    """Remove the drafts of killed processes, except `but`, and shelves that nothing names."""
+    for draft in folder.glob(f"{_PREFIX}*"):
+        if draft != but and _is_left_over(draft):
+            shutil.rmtree(draft, ignore_errors=True)
+    if shelves := list(folder.glob(f"{SHELF}*")):
+        lock = _lock(folder)
+        for shelf in shelves:
+            _drop(shelf)
+        _unlock(lock)
+
+
+def _drop(shelf: Path) -> None:
+    config = shelf.with_name("config.json")
+    if not config.exists() or shelf.name.encode() not in config.read_bytes():
+        shutil.rmtree(shelf, ignore_errors=True)
 
 
 def _lock(folder: Path) -> int | None:
