@@ -13,8 +13,8 @@ from torch import nn
 
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
-from ..weights import AdaptedWeight
 from ..linalg import factor_shapes
+from ..weights import AdaptedWeight
 from .rest import PARTS, PEFT_PREFIX, embedding_keys, rest_keys, running_statistics, wrapped
 
 
@@ -94,7 +94,9 @@ def check_factors_of(file: Path) -> None:
                     check_basis(key, tensor if part == "oialr_u" else tensor.mT)
 
 
-def check_file(model: nn.Module, config: OIALRConfig, state_dict: Tensors, layers: Mapping[str, AdaptedWeight]) -> None:
+def check_file(
+    model: nn.Module, config: OIALRConfig, state_dict: Tensors, layers: Mapping[str, AdaptedWeight]
+) -> None:
     """Refuse a file with tensors that nobody asked for, or without the rest that `train_rest` saves.
 
     Raises:
