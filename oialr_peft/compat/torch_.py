@@ -43,6 +43,12 @@ def set_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) 
     module._parameters[name] = parameter
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module does more than its forward. Can go once torch tells it publicly."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
 def is_packed(attention: nn.MultiheadAttention) -> bool:
     """Whether one Parameter holds the weights of queries, keys and values."""
     return attention._qkv_same_embed_dim

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from ..layers import MultiheadAttention, OIALRLayer, active_layers
 from ..linalg import two_factor_size
 from .guard import is_compressed
-from .modules import two_weights
 from .quantizer import CompressedQuantizer, shape_like
 from .record import CompressedConfig
 
@@ -32,10 +31,8 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
             tensors[f"{name}.weight"] = layer.adapter_weight(adapter)
             continue
         layers[name] = layer.rank(adapter)
-        u, _, vh = (part.detach().float() for part in layer.factors(adapter))
-        sigma = layer.matrix(adapter).float()
-        left, right = (u @ sigma, vh) if u.numel() <= vh.numel() else (u, sigma @ vh)
-        down, up = two_weights(layer.get_base_layer(), left, right)
+        left, right = (part.float() for part in layer.weights[adapter].full_factors.folded())
+        down, up = layer.kind.pair_weights(layer.get_base_layer(), left, right)
         tensors.pop(f"{name}.weight", None)
         tensors[f"{name}.down.weight"] = down.to(stored).contiguous()
         tensors[f"{name}.up.weight"] = up.to(stored).contiguous()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, TypeGuard, cast
 
 import torch
 from torch import nn
 from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
-from transformers.pytorch_utils import Conv1D as TransformersConv1D
+
+from ..compat.torch_ import has_hooks
+from ..kinds import KINDS, Kind
 
 
 class Factored(nn.Module):
     """Two layers instead of one: `down` to the rank, `up` to the outputs; the bias is on `up`."""
 
-    def __init__(self, down: nn.Module, up: nn.Module, kind: type[nn.Module] = nn.Linear) -> None:
+    def __init__(self, down: nn.Module, up: nn.Module, kind: Kind = KINDS[0]) -> None:
         super().__init__()
         self.down, self.up = down, up
         self.kind = kind  # of the layer it stands for
@@ -57,8 +57,7 @@ def _is_short(x: torch.Tensor) -> bool:
 
 def _is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether nothing would be missed by taking the layer's tensors: no adapter, no quantisation, no hook."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return type(layer) is nn.Linear and not hooked and "forward" not in vars(layer)
+    return type(layer) is nn.Linear and not has_hooks(layer) and "forward" not in vars(layer)
 
 
 def _turned(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -67,82 +66,36 @@ def _turned(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, bias: torch.T
     return y.T.reshape(*x.shape[:-1], -1).contiguous()
 
 
-def _linear(layer: nn.Linear, rank: int) -> Factored:
-    bias = layer.bias is not None
-    return Factored(nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=bias))
-
-
-def _conv1d(layer: Any, rank: int) -> Factored:
-    rows, cols = layer.weight.shape  # stored (in, out)
-    return Factored(nn.Linear(rows, rank, bias=False), nn.Linear(rank, cols, bias=True), TransformersConv1D)
-
-
-def _conv(layer: Any, rank: int) -> Factored:
-    # Not the layer's own class: one that inherits the forward may take other arguments.
-    kind: Any = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
-    inner = rank * layer.groups
-    down = kind(
-        layer.in_channels,
-        inner,
-        layer.kernel_size,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        bias=False,
-        padding_mode=layer.padding_mode,
-    )
-    up = kind(inner, layer.out_channels, 1, groups=layer.groups, bias=layer.bias is not None)
-    return Factored(down, up, kind)
-
-
-_BUILDERS: dict[type[nn.Module], Callable[[Any, int], Factored]] = {
-    nn.Linear: _linear,
-    TransformersConv1D: _conv1d,
-    nn.Conv1d: _conv,
-    nn.Conv2d: _conv,
-}
-
-
 def factored_like(layer: nn.Module, rank: int) -> Factored:
     """The two layers, without values, that take the place of `layer`; on the meta device, in its dtype.
 
     Raises:
         TypeError: the layer is of a kind that has no factored form.
     """
-    for kind, build in _BUILDERS.items():
-        if isinstance(layer, kind):
-            with torch.device("meta"):
-                return build(layer, rank).to(cast(torch.Tensor, layer.weight).dtype)
-    raise TypeError(f"{type(layer).__module__}.{type(layer).__name__} has no factored form.")
+    kind = _kind(layer)
+    with torch.device("meta"):
+        return Factored(*kind.pair(layer, rank), kind).to(cast(torch.Tensor, layer.weight).dtype)
+
+
+def plain_like(factored: Factored) -> nn.Module:
+    """One layer of the original kind with the weight of two, multiplied in float32 and cast once."""
+    down, up = cast(Any, factored.down), cast(Any, factored.up)
+    with torch.device("meta"):
+        layer: Any = factored.kind.unpaired(down, up)
+    product = factored.kind.pair_product(layer, down.weight.float(), up.weight.float())
+    layer.weight = nn.Parameter(product.to(factored.weight.dtype))
+    if up.bias is not None:
+        layer.bias = up.bias
+    return layer
 
 
 def full_rank(layer: nn.Module) -> int:
     """min(out, in) of a layer's weight, per group for a convolution."""
-    weight = cast(torch.Tensor, layer.weight)
-    rows = weight.shape[0] // getattr(layer, "groups", 1)
-    return min(rows, math.prod(weight.shape[1:]))
+    return min(_kind(layer).matrix_shape(layer)[-2:])
 
 
-def two_weights(base: nn.Module, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(down.weight, up.weight) of the factored form of `base`, from its stored weight = left @ right.
-
-    `left` (rows, rank) and `right` (rank, cols), with a leading dimension for the groups of a convolution.
-    """
-    if isinstance(base, TransformersConv1D):
-        return left.mT, right.mT
-    if isinstance(base, (nn.Conv1d, nn.Conv2d)):
-        kernel = (base.in_channels // base.groups, *base.kernel_size)  # the weight itself may have been freed
-        down, up = right.reshape(-1, *kernel), left.reshape(-1, left.shape[-1])
-        return down, up.reshape(*up.shape, *(1 for _ in base.kernel_size))
-    return right, left
-
-
-def dense_weight(factored: Factored, layer: nn.Module) -> torch.Tensor:
-    """The weight of `layer`, whose factored form is given; multiplied in float32 and cast once."""
-    down, up = (cast(torch.Tensor, part.weight).float() for part in (factored.down, factored.up))
-    groups = getattr(layer, "groups", 1)
-    left, right = up.reshape(groups, -1, up.shape[1]), down.reshape(groups, -1, math.prod(down.shape[1:]))
-    product = (left @ right).reshape(-1, *down.shape[1:])
-    product = product.mT if isinstance(layer, TransformersConv1D) else product
-    return product.to(factored.weight.dtype)
+def _kind(layer: nn.Module) -> Kind:
+    for kind in KINDS:
+        if isinstance(layer, kind.plain):
+            return kind
+    raise TypeError(f"{type(layer).__module__}.{type(layer).__name__} has no factored form.")

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D as TransformersConv1D
 from transformers.quantizers.base import HfQuantizer
 
-from ..layers import MultiheadAttention, leave_fast_path
+from ..kinds import MultiheadAttention, leave_fast_path
 from .files import check_factors, check_hashes, read_headers
-from .modules import Factored, dense_weight, factored_like, full_rank
+from .modules import Factored, factored_like, full_rank, plain_like
 from .record import FORMAT_VERSION, CompressedConfig
 
 
@@ -70,7 +69,7 @@ class CompressedQuantizer(HfQuantizer):
         """Every two-factor layer as one plain nn.Linear or convolution again."""
         for name, module in reversed(list(model.named_modules())):  # children first
             if isinstance(module, Factored):
-                model.set_submodule(name, _plain(module))
+                model.set_submodule(name, plain_like(module))
             elif isinstance(module, MultiheadAttention):
                 model.set_submodule(name, module.join())
         return model
@@ -162,30 +161,3 @@ def _find(modules: dict[str, nn.Module], model: nn.Module, name: str) -> str | N
     candidates = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
     shorter = name.partition(".")[2]
     return next((candidate for candidate in (*candidates, shorter) if candidate in modules), None)
-
-
-def _plain(factored: Factored) -> nn.Module:
-    """One layer of the original kind with the weight of two."""
-    down, up = factored.down, factored.up
-    with torch.device("meta"):
-        if factored.kind is TransformersConv1D:
-            layer: Any = TransformersConv1D(factored.out_features, factored.in_features)
-        elif factored.kind is nn.Linear:
-            layer = nn.Linear(factored.in_features, factored.out_features, bias=up.bias is not None)
-        else:
-            conv: Any = down
-            layer = factored.kind(
-                conv.in_channels,
-                up.weight.shape[0],  # type: ignore[index]
-                conv.kernel_size,
-                stride=conv.stride,
-                padding=conv.padding,
-                dilation=conv.dilation,
-                groups=conv.groups,
-                bias=up.bias is not None,
-                padding_mode=conv.padding_mode,
-            )
-    layer.weight = nn.Parameter(dense_weight(factored, layer))
-    if up.bias is not None:
-        layer.bias = up.bias
-    return layer

@@ -2,10 +2,11 @@
 
 from .attention import PROJECTIONS, MultiheadAttention, is_attention, leave_fast_path, projection_weights
 from .kind import Kind
-from .table import is_quantised, kind_of, unsupported_reason
+from .table import KINDS, is_quantised, kind_of, unsupported_reason
 
 
 __all__ = [
+    "KINDS",
     "PROJECTIONS",
     "Kind",
     "MultiheadAttention",

@@ -141,7 +141,7 @@ def test_diffusers_unet_trains_and_cuts_convolutions_and_attention():
     torch.testing.assert_close(unet(*inputs).sample, expected, rtol=1e-3, atol=1e-4)
     optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-2)
     updater = OIALRUpdater(unet, optimizer)
-    kinds = {type(layer).__name__ for _, layer, _ in updater.layers}
+    kinds = {layer.kind.name for _, layer, _ in updater.layers}
     assert kinds == {"Linear", "Conv2d"}
     with warnings.catch_warnings():
         warnings.simplefilter("error", OIALRWarning)
@@ -150,5 +150,5 @@ def test_diffusers_unet_trains_and_cuts_convolutions_and_attention():
             optimizer.step()
             updater.step()
             optimizer.zero_grad()
-    cut = {type(layer).__name__ for _, layer, adapter in updater.layers if layer.rank(adapter) < layer.full_rank}
+    cut = {layer.kind.name for _, layer, adapter in updater.layers if layer.rank(adapter) < layer.full_rank}
     assert cut == kinds
