@@ -1,4 +1,16 @@
-"""One update of the bases, top to bottom (paper, algorithm 2)."""
+"""One update of the bases, top to bottom (paper, algorithm 2).
+
+due         which layers take part, and which matrix of each is decomposed
+decompose   an SVD of each, on the process that owns it
+choose      how many singular values stay; a joint policy sees the spectra of all layers first
+send        two small matrices and the singular values of each layer, to all processes
+apply       the bases turn and are cut, sigma becomes diagonal
+moments     the optimizer's state turns with them
+report      plain numbers
+
+Decompose, choose, send, apply and moments go round by round, so that little is held at a time and the results of one
+round travel while the next is computed; `workers.Exchange` does that. One process runs the same code.
+"""
 
 from __future__ import annotations
 
@@ -6,79 +18,161 @@ import time
 import warnings
 from collections.abc import Sequence
 
+import torch
+
 from .config import OIALRConfig
 from .errors import OIALRWarning
 from .layers import OIALRLayer
-from .linalg import Rotation, decompose
+from .linalg import Rotation, decompose, spectrum
 from .memory import release_memory
 from .moments import MomentCarrier
-from .policy import select_rank
+from .policy import LayerFacts
 from .tuner.rules import initial_rank
 from .update_report import UpdateReport
-from .workers import Piece, Processes
+from .workers import Exchange, Solution, SvdTask, Workers, is_sharded
 
 
 def update_bases(
     layers: Sequence[tuple[str, OIALRLayer, str]],
     config: OIALRConfig,
     carrier: MomentCarrier,
-    processes: Processes,
+    workers: Workers,
     *,
     step: int,
     update_number: int,
 ) -> UpdateReport:
-    """Rotate the bases of the layers that are due, cut them, and carry the optimizer's moments along.
+    """Rotate the bases of the layers that are due, cut them, and move the optimizer's moments along.
 
     Layers that are still dense are factorised first; `layers` are (name, layer, adapter) in model order. A few layers
     at a time, so that the peak never holds two copies of the weights. A layer whose SVD cannot be had is left as it
     is, with one warning.
+
+    Raises:
+        RuntimeError: on all processes, when one of them failed; it names the layer.
     """
     began = time.perf_counter()
-    due = {name for name, *_ in layers[-config.schedule.layers_due(update_number, len(layers)) :]}
-    work = {name: (layer, adapter) for name, layer, adapter in layers if name in due or not layer.is_factored(adapter)}
-    pieces = [_piece(name, layer, adapter, config, cut=name in due) for name, (layer, adapter) in work.items()]
-    factorised, changed, dropped, skipped = False, {}, {}, []
-    for piece, rotation in processes.rotations(pieces):
-        if rotation is None:
-            skipped.append(piece.name)
-            continue
-        layer, adapter = work[piece.name]
-        parameter, before, dense = layer.parameter(adapter), layer.rank(adapter), not layer.is_factored(adapter)
-        lost = rotation.dropped_energy(layer.matrix(adapter))
-        layer.apply_rotation(adapter, rotation)
-        carrier.transport(parameter, rotation, was_dense=dense)
-        factorised |= dense
-        if rotation.rank < before:
-            changed[piece.name] = [before, rotation.rank]
-            dropped[piece.name] = lost
-    _warn_skipped(skipped, step)
+    update = _Update(layers, config, carrier)
+    tasks = update.due(update_number)
+    if config.rank_rule.joint:
+        spectra = Exchange(workers, update.matrix, update.find_spectrum, update.take_spectrum, update.sharded)
+        spectra.run([task for task in tasks if task.cut])
+        update.ranks = workers.decide(update.choose_jointly, "its choice of ranks")
+    Exchange(workers, update.matrix, update.decompose, update.apply, update.sharded).run(tasks)
+    if not workers.alike:
+        Exchange(workers, update.held, update.send_held, update.take_held).run(tasks)
+    _warn_skipped(update.skipped, step)
     release_memory()
     return UpdateReport(
         step=step,
         update_number=update_number,
-        factorised=factorised,
+        factorised=update.factorised,
         seconds=time.perf_counter() - began,
         ranks={name: layer.rank(adapter) for name, layer, adapter in layers},
         full_ranks={name: layer.full_rank for name, layer, _ in layers},
-        changed=changed,
-        dropped=dropped,
-        skipped=skipped,
+        changed={name: update.changed[name] for name, *_ in layers if name in update.changed},
+        dropped={name: update.dropped[name] for name, *_ in layers if name in update.dropped},
+        skipped=[name for name, *_ in layers if name in update.skipped],
         trainable_parameters=sum(layer.trainable_size(adapter) for _, layer, adapter in layers),
     )
 
 
-def _piece(name: str, layer: OIALRLayer, adapter: str, config: OIALRConfig, *, cut: bool) -> Piece:
-    """The matrix of a layer and how its rotation is computed: decomposed, and cut where the layer is due."""
-    matrix, dense = layer.matrix(adapter), not layer.is_factored(adapter)
+class _Update:
+    """The phases of one update, and what they leave to the next ones."""
 
-    def compute() -> Rotation | None:
-        rank = initial_rank(name, layer.full_rank, config) if dense else layer.rank(adapter)
-        rotation = decompose(matrix, rank, config.init if dense else "svd")
-        if rotation is None or not cut:
-            return rotation
-        return rotation.cut(select_rank(rotation.singular_values, layer.full_rank, config.rank_rule))
+    def __init__(
+        self, layers: Sequence[tuple[str, OIALRLayer, str]], config: OIALRConfig, carrier: MomentCarrier
+    ) -> None:
+        self.layers = {name: (layer, adapter) for name, layer, adapter in layers}
+        self.config, self.carrier = config, carrier
+        self.sharded = any(is_sharded(layer.parameter(adapter)) for _, layer, adapter in layers)
+        self.facts = {name: LayerFacts(x.matrix_shape, x.rank(a), x.full_rank) for name, (x, a) in self.layers.items()}
+        self.spectra: dict[str, torch.Tensor] = {}
+        self.ranks: dict[str, int] | None = None  # of a joint choice
+        self.factorised = False
+        self.changed: dict[str, list[int]] = {}
+        self.dropped: dict[str, float] = {}
+        self.skipped: list[str] = []
 
-    return Piece(name, tuple(matrix.shape), matrix.dtype, matrix.device, compute)
+    def due(self, update_number: int) -> list[SvdTask]:
+        """A task for every layer that is due, and for those that are still dense."""
+        names = list(self.layers)
+        due = {*names[-self.config.schedule.layers_due(update_number, len(names)) :]}
+        dense = {name for name, (layer, adapter) in self.layers.items() if not layer.is_factored(adapter)}
+        return [self._task(name, name in dense, name in due) for name in names if name in due or name in dense]
+
+    def _task(self, name: str, dense: bool, cut: bool) -> SvdTask:
+        layer, adapter = self.layers[name]
+        parameter = layer.parameter(adapter)
+        rank = initial_rank(name, layer.full_rank, self.config) if dense else layer.rank(adapter)
+        shape = layer.matrix_shape if dense else (*layer.matrix_shape[:-2], rank, rank)
+        method = self.config.init if dense else "svd"
+        return SvdTask(name, shape, rank, parameter.dtype, parameter.device, method, cut, dense)
+
+    def matrix(self, task: SvdTask) -> torch.Tensor:
+        """What is decomposed: sigma, or the dense weight; a collective call where FSDP2 holds it in shards."""
+        layer, adapter = self.layers[task.name]
+        return layer.matrix(adapter)
+
+    def find_spectrum(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
+        """Decompose, first pass of a joint policy: the singular values alone."""
+        values = spectrum(matrix, task.rank, task.method)
+        return None if values is None else Solution([values])
+
+    def take_spectrum(self, task: SvdTask, solution: Solution | None) -> None:
+        if solution is not None:
+            (self.spectra[task.name],) = solution.tensors
+
+    def choose_jointly(self) -> dict[str, int]:
+        """Choose: the ranks of all layers from all spectra."""
+        return self.config.rank_rule.choose(self.spectra, self.facts)
+
+    def decompose(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
+        """Decompose, and choose where the ranks are not known yet; what is found is cut already."""
+        rotation = decompose(matrix, task.rank, task.method)
+        if rotation is None:
+            return None
+        if task.cut and self.ranks is None:
+            spectra = {task.name: rotation.singular_values}
+            rotation = rotation.cut(self.config.rank_rule.choose(spectra, self.facts)[task.name])
+        elif self.ranks is not None and task.name in self.ranks:
+            rotation = rotation.cut(self.ranks[task.name])
+        right = rotation.right.mT if task.travels_as_factors else rotation.right
+        return Solution([rotation.left, rotation.singular_values, right], rotation.dropped_energy(matrix))
+
+    def apply(self, task: SvdTask, solution: Solution | None) -> None:
+        """Apply, and moments: the only place where an update changes the model and the optimizer."""
+        if solution is None:
+            self.skipped.append(task.name)
+            return
+        layer, adapter = self.layers[task.name]
+        parameter, before = layer.parameter(adapter), layer.rank(adapter)
+        left, values, right = solution.tensors
+        rotation = Rotation(left, values, right.mT if task.travels_as_factors else right)
+        layer.apply_rotation(adapter, rotation)
+        self.carrier.transport(parameter, rotation, was_dense=task.dense)
+        if task.dense and not self.sharded and layer.parameter(adapter).dtype == left.dtype:
+            u, _, vh = layer.factors(adapter)  # the same values, which need not be held twice until they are sent
+            solution.tensors = [u, values, vh if task.travels_as_factors else right]
+        self.factorised |= task.dense
+        if rotation.rank < before:
+            self.changed[task.name] = [before, rotation.rank]
+            self.dropped[task.name] = solution.words
+
+    def held(self, task: SvdTask) -> list[torch.Tensor]:
+        """What a process holds of a layer, moments included; not shards, of which no other process has a copy."""
+        layer, adapter = self.layers[task.name]
+        parameter = layer.parameter(adapter)
+        held = [parameter.detach(), *layer.factors(adapter)[::2]] if layer.is_factored(adapter) else []
+        held += [value for _, value in sorted((self.carrier.optimizer.state.get(parameter) or {}).items())]
+        return [value for value in held if isinstance(value, torch.Tensor) and value.ndim and not is_sharded(value)]
+
+    def send_held(self, task: SvdTask, held: list[torch.Tensor]) -> Solution:
+        """Where processors differ, after each update: products differ in their last bits, the owner's count."""
+        return Solution(held)
+
+    def take_held(self, task: SvdTask, solution: Solution | None) -> None:
+        for mine, owners in zip(self.held(task), solution.tensors if solution else (), strict=True):
+            mine.copy_(owners)
 
 
 def _warn_skipped(skipped: list[str], step: int) -> None:

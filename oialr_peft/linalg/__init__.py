@@ -4,7 +4,7 @@ from .change import BasisChange, Transport, absorb
 from .cost import cheapest_order, forward_multiplications, rebuild
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, two_factor_size, working_dtype
 from .orthogonal import orthogonalise
-from .rotation import Rotation, decompose, rotate, rotate_lowrank
+from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
 
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "rebuild",
     "rotate",
     "rotate_lowrank",
+    "spectrum",
     "two_factor_size",
     "working_dtype",
 ]

@@ -94,6 +94,18 @@ def decompose(matrix: torch.Tensor, rank: int, method: str) -> Rotation | None:
     return None if rotation is None else rotation.cut(rank)
 
 
+def spectrum(matrix: torch.Tensor, rank: int, method: str) -> torch.Tensor | None:
+    """The singular values that `decompose` would find, without the bases, or None where they cannot be had."""
+    work = matrix.detach().to(working_dtype(matrix.dtype))
+    if method == "svd" and bool(torch.isfinite(work).all()):
+        try:
+            return torch.linalg.svdvals(work)[..., :rank]
+        except LinAlgError:  # decompose has more ways
+            pass
+    rotation = decompose(matrix, rank, method)
+    return None if rotation is None else rotation.singular_values
+
+
 def rotate_lowrank(matrix: torch.Tensor, rank: int, *, seed: int, iterations: int = 4) -> Rotation | None:
     """The `rank` leading singular triplets by a randomised range finder (Halko et al. 2011, algorithm 4.4).
 

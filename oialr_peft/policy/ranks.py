@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What a rank policy may know of a layer beside its spectrum: the `shape` of its matrix, its present `rank`, and
+    the `full_rank` min(rows, cols)."""
+
+    shape: tuple[int, ...]
+    rank: int
+    full_rank: int
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,16 @@ class RankRule:
     max_cut: float
     min_rank: float
     multiple: int = 1
+
+    joint: ClassVar[bool] = False
+    """Whether `choose` must see the spectra of all layers of an update at once, else it is asked layer by layer."""
+
+    def choose(self, spectra: Mapping[str, torch.Tensor], facts: Mapping[str, LayerFacts]) -> dict[str, int]:
+        """The rank to keep of each layer, from its descending singular values (rank,) or (groups, rank).
+
+        `facts` may name more layers than are due; a policy of another kind may use them.
+        """
+        return {name: select_rank(values, facts[name].full_rank, self) for name, values in spectra.items()}
 
 
 def select_rank(singular_values: torch.Tensor, full_rank: int, rule: RankRule) -> int:

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..compat.ddp import ReducerKeeper
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
 from ..layers import active_layers
 from ..moments import MomentCarrier
 from ..update import update_bases
 from ..update_report import UpdateReport
-from ..workers import Processes, digest, full_tensor, is_sharded, refuse_unsupported
+from ..workers import Parallel, digest, fsdp_modules, full_tensor
 
 
 class OIALRUpdater:
@@ -44,7 +43,6 @@ class OIALRUpdater:
     """
 
     def __init__(self, model: nn.Module, optimizer: Any, *, check: bool = False) -> None:
-        self.processes = Processes()
         self.check = check
         self.layers = active_layers(model)
         self.optimizer = optimizer
@@ -54,7 +52,7 @@ class OIALRUpdater:
             self._take(model)
         except Exception as found:
             error = found
-        self.processes.agree(self._facts(), error)
+        self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
 
     def _take(self, model: nn.Module) -> None:
         if not self.layers:
@@ -62,24 +60,25 @@ class OIALRUpdater:
                 f"{type(model).__name__} has no active OIALR adapter. Make one with "
                 "`get_peft_model(model, OIALRConfig())` before training, or leave the OIALR callback or updater away."
             )
-        if self.processes.several:
-            refuse_unsupported(model, self.optimizer)
+        fsdp_modules(model)  # so that `layer.parameter` is what the optimizer holds
         adapter = self.layers[0][2]
         self.config = _config_of(model, adapter)
         self.carrier = MomentCarrier(self.optimizer, self.config.moments)
         self._watch = next((watch for _, layer, _ in self.layers if (watch := layer.watches.get(adapter))), None)
         self._check_optimizer()
-        self._keeper: ReducerKeeper | None = None
-        self.sharded = any(map(is_sharded, self._parameters().values()))
-        if self.processes.several and not self.sharded:
-            self._keeper = ReducerKeeper(model, self._parameters(), ("oialr_u", "oialr_vh"))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 spreads the adapter over the processes."""
+        return self.parallel.sharded
 
     def _facts(self) -> dict[str, Any]:
         """What must be the same on all processes."""
         config = getattr(self, "config", None)
         fields = {} if config is None else config.to_dict()
         facts = {f"OIALRConfig.{field}": value for field, value in fields.items() if field != "ranks"}
-        return {**facts, "the layers and ranks": {name: layer.rank(adapter) for name, layer, adapter in self.layers}}
+        ranks = {name: layer.rank(adapter) for name, layer, adapter in self.layers}
+        return {**facts, "the layers and ranks": ranks, "the count of steps": self.steps}
 
     def _digests(self) -> dict[str, Any]:
         """What the layers hold after an update, moments included, for comparison between processes."""
@@ -111,13 +110,13 @@ class OIALRUpdater:
         number = self.config.schedule.update_number(self.steps)
         if number is None:
             return None
-        report = update_bases(
-            self.layers, self.config, self.carrier, self.processes, step=self.steps, update_number=number
-        )
-        if self._keeper is not None and (report.factorised or report.changed):
-            self._keeper.rebuild()
+        self.parallel.before_update()
+        workers = self.parallel.workers
+        report = update_bases(self.layers, self.config, self.carrier, workers, step=self.steps, update_number=number)
+        if report.factorised or report.changed:
+            self.parallel.after_update()
         if self.check:
-            self.processes.agree(self._digests(), None)
+            workers.require_equal(self._digests())
         return report
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,21 +1,26 @@
-"""Several processes: who computes which SVD, sending the results, keeping DDP's reducer true."""
+"""Several processes: who computes which SVD, what they tell and send each other, how their wrapper is kept right."""
 
 from .check import digest
-from .exchange import Piece, Processes
-from .plan import assign_owners, rounds, svd_cost
-from .sharding import full_tensor, is_sharded, set_block
-from .support import refuse_unsupported
+from .exchange import Exchange, Solution
+from .group import Workers
+from .parallel import Parallel
+from .plan import SvdTask, assign_owners, rounds, svd_cost, windows
+from .sharding import fsdp_modules, full_tensor, is_sharded, set_block
 
 
 __all__ = [
-    "Piece",
-    "Processes",
+    "Exchange",
+    "Parallel",
+    "Solution",
+    "SvdTask",
+    "Workers",
     "assign_owners",
     "digest",
+    "fsdp_modules",
     "full_tensor",
     "is_sharded",
-    "refuse_unsupported",
     "rounds",
     "set_block",
     "svd_cost",
+    "windows",
 ]

@@ -1,129 +1,228 @@
-"""What the processes of a run tell each other at an update."""
+"""Tasks solved on one process each and their solutions used on all, while neither waits for the other where it can."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from ..linalg import Rotation, working_dtype
-from .plan import assign_owners, rounds, svd_cost
+from .group import Workers
+from .plan import WINDOW_BYTES, SvdTask, assign_owners, rounds, windows
 
 
-_FAILED = -1
+PACKED_BYTES = 2**20  # tensors of one process below this size are sent as one
 
 
-class Piece(NamedTuple):
-    """One matrix (rows, cols), or several (groups, rows, cols), whose rotation is wanted."""
+@dataclass
+class Solution:
+    """What was found for a task: `tensors`, and plain data about them."""
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    compute: Callable[[], Rotation | None]
+    tensors: list[torch.Tensor]
+    words: Any = None
 
 
-class Processes:
-    """The processes that train one model together; a single one when torch.distributed is not in use."""
+class _Sending(NamedTuple):
+    task: SvdTask
+    owner: int
+    forms: list[tuple[str, list[int]]]  # dtype and shape of every tensor
+    solution: Solution
 
-    def __init__(self) -> None:
-        self.several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self.rank = dist.get_rank() if self.several else 0
-        self.size = dist.get_world_size() if self.several else 1
+    @property
+    def bytes(self) -> int:
+        return sum(getattr(torch, dtype).itemsize * math.prod(shape) for dtype, shape in self.forms)
 
-    def rotations(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Rotation | None]]:
-        """Every piece with its rotation, the same bytes on all processes; None where its owner found none.
+    def make_room(self) -> None:
+        device = self.task.device
+        self.solution.tensors = [torch.empty(s, dtype=getattr(torch, d), device=device) for d, s in self.forms]
 
-        Each is computed by one owner. In rounds, so that only few rotations are held at a time while the caller
-        applies them: the ranks of a round go round first, in one sum, so that all know the sizes; then the two small
-        matrices and the singular values of each piece, all under way at once.
+
+class Exchange:
+    """One pass over tasks. Several processes: in rounds, see `plan`; one process: one task after the other.
+
+    In a round an owner solves its tasks and says at the store "ready" or "failed, why". Once all have said so, the
+    solutions are broadcast; those of the last window arrive while the next round is being solved. So nobody waits in a
+    collective for another's SVD, whatever that takes.
+
+    Args:
+        solve: the solution of a task from its matrix, called on its owner; None where there is none.
+        use: takes a task's solution, on its owner at once, on the others when it has arrived. It may put other tensors
+            of the same values into the solution, which then are sent.
+        matrix: what `solve` gets of a task.
+        sharded: whether `matrix` and `use` are collective calls, as under FSDP2. Then all processes call them in one
+            order, and `matrix` for all tasks of a round before any is solved.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        matrix: Callable[[SvdTask], Any],
+        solve: Callable[[SvdTask, Any], Solution | None],
+        use: Callable[[SvdTask, Solution | None], None],
+        sharded: bool = False,
+    ) -> None:
+        self.workers = workers
+        self.matrix, self.solve, self.use = matrix, solve, use
+        self._in_order = sharded and workers.size > 1
+        self._number = workers.count()
+        self._error: Exception | None = None
+        self._what = ""  # failed with `_error`
+        self._flight: list[tuple[_Sending, list[Any]]] = []
+        self._packs: list[tuple[torch.Tensor, Any, list[tuple[_Sending, int]]]] = []
+
+    def run(self, tasks: Sequence[SvdTask]) -> None:
+        """Solve all tasks and use all solutions.
 
         Raises:
-            RuntimeError: on all processes, when computing failed on one of them.
+            RuntimeError: on all processes, when solving or using failed on one of them; it names the layer.
         """
-        costs = [svd_cost(piece.shape) for piece in pieces]
-        owners = assign_owners(costs, self.size)
-        for chosen in rounds(costs, self.size):
-            yield from self._round([pieces[i] for i in chosen], [owners[i] for i in chosen])
+        owners = assign_owners([task.cost for task in tasks], self.workers.size, self.workers.nodes)
+        said = []
+        for number, chosen in enumerate(rounds(tasks, owners)):
+            work = [(tasks[i], owners[i]) for i in chosen]
+            found = self._solve_own(work)
+            self._land()
+            if self.workers.size > 1:
+                key = f"{self._number}-{number}"
+                said += self._say(key, work, found)
+                self._send(self._hear(key, work, found))
+            elif self._error is not None:
+                raise self._error
+        self._land()
+        self.workers.meet(None if self._error is None else self._failed())
+        self.workers.forget(said)
 
-    def _round(self, pieces: list[Piece], owners: list[int]) -> Iterator[tuple[Piece, Rotation | None]]:
-        if not self.several:
-            yield from ((piece, piece.compute()) for piece in pieces)
-            return
-        found: list[Rotation | None] = [None] * len(pieces)
-        ranks, error = [0] * len(pieces), None
-        for i, piece in enumerate(pieces):
-            if owners[i] == self.rank:
-                try:
-                    found[i] = rotation = piece.compute()
-                    ranks[i] = 0 if rotation is None else rotation.rank
-                except Exception as failure:  # all processes must learn of it, or they wait for ever
-                    ranks[i], error = _FAILED, failure
-        ranks = self._sum(ranks, pieces[0].device)
-        if _FAILED in ranks:
-            i = ranks.index(_FAILED)
-            raise RuntimeError(f"The SVD of '{pieces[i].name}' failed on process {owners[i]}.") from error
-        yield from zip(pieces, self._send(pieces, owners, ranks, found), strict=True)
+    def _solve_own(self, work: list[tuple[SvdTask, int]]) -> dict[str, Solution | None]:
+        """This process's solutions of a round, used here at once if may be."""
+        own = [task for task, owner in work if owner == self.workers.index]
+        if sum(task.bytes(task.rank) for task in own) + sum(it.bytes for it, _ in self._flight) > WINDOW_BYTES:
+            self._land()
+        found: dict[str, Solution | None] = {}
+        gathered = self._gather(work)
+        for task in own:
+            self._attempt(
+                "The SVD of", task, functools.partial(self._solve, task, gathered.pop(task.name, None), found)
+            )
+            if not self._in_order:
+                self._attempt("Updating", task, lambda task=task: self.use(task, found[task.name]))
+        return found
 
-    def agree(self, facts: dict[str, Any], error: Exception | None) -> None:
-        """Raise on all processes where one of them has an `error` or other `facts` than process 0.
+    def _gather(self, work: list[tuple[SvdTask, int]]) -> dict[str, Any]:
+        gathered = {}
+        for task, owner in work if self._in_order else ():
+            matrix = self.matrix(task)
+            if owner == self.workers.index:
+                gathered[task.name] = matrix
+        return gathered
 
-        Raises:
-            RuntimeError, or `error` itself on the process that has it.
-        """
-        mine = (None if error is None else f"{type(error).__name__}: {error}", facts)
-        everyone: list[Any] = [mine] * self.size
-        if self.several:
-            dist.all_gather_object(everyone, mine)
-        if error is not None:
-            raise error
-        for process, (message, other) in enumerate(everyone):
-            if message is not None:
-                raise RuntimeError(f"OIALR stops on all processes: process {process} reports {message}")
-            for name, value in everyone[0][1].items():
-                if other.get(name) != value:
-                    raise RuntimeError(
-                        f"OIALR stops: {name} must be the same on all processes, but process 0 has "
-                        f"{_short(value)} and process {process} has {_short(other.get(name))}."
-                    )
+    def _solve(self, task: SvdTask, matrix: Any, found: dict[str, Solution | None]) -> None:
+        found[task.name] = solution = self.solve(task, self.matrix(task) if matrix is None else matrix)
+        if solution is not None and self.workers.size > 1:  # all are to multiply by tensors of one layout
+            solution.tensors = [tensor.contiguous() for tensor in solution.tensors]
 
-    def _sum(self, values: list[int], device: torch.device) -> list[int]:
-        total = torch.tensor(values, dtype=torch.int64, device=device)
-        dist.all_reduce(total)
-        return total.tolist()
+    def _attempt(self, what: str, task: SvdTask, action: Callable[[], None]) -> None:
+        """Do it unless something failed before. A failure is kept: the others must hear of it before this stops."""
+        if self._error is None:
+            try:
+                action()
+            except Exception as error:
+                self._error, self._what = error, f"{what} '{task.name}'"
 
-    def _send(
-        self, pieces: Sequence[Piece], owners: list[int], ranks: list[int], found: list[Rotation | None]
-    ) -> list[Rotation | None]:
-        flights = []
-        for piece, owner, rank, rotation in zip(pieces, owners, ranks, found, strict=True):
-            if not rank:
-                flights.append(None)
-                continue
-            parts = _parts(rotation) if rotation is not None else _empty_parts(piece, rank)
-            flights.append((parts, [dist.broadcast(part, src=owner, async_op=True) for part in parts]))
-        received: list[Rotation | None] = []
-        for flight in flights:
-            if flight is not None:
-                for handle in flight[1]:
-                    handle.wait()
-            received.append(None if flight is None else Rotation(*flight[0]))
-        return received
+    def _use_later(self, task: SvdTask, owner: int, solution: Solution | None) -> None:
+        if self._in_order or owner != self.workers.index:
+            self._attempt("Updating", task, lambda: self.use(task, solution))
+
+    def _failed(self) -> Exception:
+        where = f"{self._what} failed on process {self.workers.index}"
+        failure = RuntimeError(f"{where}: {type(self._error).__name__}: {self._error}")
+        failure.__cause__ = self._error
+        return failure
+
+    # -- words -------------------------------------------------------------------------------------------------
+
+    def _say(self, key: str, work: list[tuple[SvdTask, int]], found: dict[str, Solution | None]) -> list[str]:
+        own = [task.name for task, owner in work if owner == self.workers.index]
+        if not own:
+            return []
+        key = f"{key}-{self.workers.index}"
+        if self._error is not None:
+            self.workers.say(key, {"failed": str(self._failed())})
+        else:
+            self.workers.say(key, {"found": [_describe(found[name]) for name in own]})
+        return [key]
+
+    def _hear(self, key: str, work: list[tuple[SvdTask, int]], found: dict[str, Solution | None]) -> list[_Sending]:
+        """The solutions that a round has, with empty tensors where they are still to come."""
+        heard, failed = {}, []
+        for owner in sorted({owner for _, owner in work}):
+            tasks = [task for task, its in work if its == owner]
+            awaited = f"process {owner} and its SVD of {', '.join(f'{task.name!r} {task.shape}' for task in tasks)}"
+            words = self.workers.hear(f"{key}-{owner}", awaited)
+            failed += [words["failed"]] if "failed" in words else []
+            heard.update(zip([task.name for task in tasks], words.get("found", ()), strict=False))
+        if failed:
+            raise RuntimeError(f"OIALR stops on all processes. {failed[0]}") if self._error is None else self._failed()
+        coming = []
+        for task, owner in work:
+            if heard[task.name] is None:
+                self._use_later(task, owner, None)
+            else:
+                forms, words = heard[task.name]
+                coming.append(_Sending(task, owner, forms, found.get(task.name) or Solution([], words)))
+        return coming
+
+    # -- tensors -----------------------------------------------------------------------------------------------
+
+    def _send(self, coming: list[_Sending]) -> None:
+        """Window by window; the last one is left under way."""
+        for window in windows([sending.bytes for sending in coming]):
+            self._land()
+            self._start([coming[i] for i in window])
+
+    def _start(self, window: list[_Sending]) -> None:
+        packs = defaultdict(list)
+        for sending in window:
+            if not self._owns(sending):
+                sending.make_room()
+            handles = []
+            for place, tensor in enumerate(sending.solution.tensors):
+                if tensor.nbytes < PACKED_BYTES:
+                    packs[sending.owner, tensor.dtype, tensor.device].append((sending, place))
+                else:
+                    handles.append(self._broadcast(tensor, sending.owner))
+            self._flight.append((sending, handles))
+        for (owner, *_), entries in packs.items():
+            tensors = [sending.solution.tensors[place] for sending, place in entries]
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            self._packs.append((flat, self._broadcast(flat, owner), entries))
+
+    def _broadcast(self, tensor: torch.Tensor, owner: int) -> Any:
+        return dist.broadcast(tensor, group=self.workers.group, group_src=owner, async_op=True)
+
+    def _land(self) -> None:
+        """Use what is under way as it arrives."""
+        for flat, handle, entries in self._packs:
+            handle.wait()
+            tensors = [sending.solution.tensors[place] for sending, place in entries]
+            for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(part.view(tensor.shape))  # not a view of `flat`: its alignment decides which kernel runs
+        self._packs.clear()
+        while self._flight:
+            sending, handles = self._flight.pop(0)
+            for handle in handles:
+                handle.wait()
+            self._use_later(sending.task, sending.owner, sending.solution)
+
+    def _owns(self, sending: _Sending) -> bool:
+        return sending.owner == self.workers.index
 
 
-def _parts(rotation: Rotation) -> list[torch.Tensor]:
-    return [part.contiguous() for part in (rotation.left, rotation.singular_values, rotation.right)]
-
-
-def _empty_parts(piece: Piece, rank: int) -> list[torch.Tensor]:
-    *groups, rows, cols = piece.shape
-    dtype = working_dtype(piece.dtype)
-    shapes = ((*groups, rows, rank), (*groups, rank), (*groups, cols, rank))
-    return [torch.empty(shape, dtype=dtype, device=piece.device) for shape in shapes]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 200 else f"{text[:200]}..."
+def _describe(solution: Solution | None) -> Any:
+    if solution is None:
+        return None
+    return [[(str(t.dtype).removeprefix("torch."), list(t.shape)) for t in solution.tensors], solution.words]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -15,6 +17,17 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with all its parts, on every process; a collective call where it is sharded."""
     return cast(Any, tensor).full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
+    """The modules of a model that `fully_shard` was called on, with their shards back in their places.
+
+    A forward without gradients leaves the root's parameters unsharded, as if the model never had been sharded.
+    """
+    found = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in found:
+        module.reshard()
+    return found
 
 
 def set_block(tensor: torch.Tensor, block: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from oialr_peft import OIALRConfig
 from oialr_peft.plan.numbers import SVD_FLOPS, architecture, meta_model, plan_run, plan_update
 from oialr_peft.plan.speed import measure_svd_gflops
 from oialr_peft.plan.table import short
-from oialr_peft.workers import assign_owners
+from oialr_peft.workers import SvdTask, assign_owners, rounds
 from tests.conftest import MODELS, tiny_bert, tiny_llama
 from tests.workers.launch import results, torchrun
 
@@ -73,30 +73,37 @@ def test_work_is_shared_and_none_is_lost():
     assert one.bytes_sent == 0
     for shared in many:
         assert sum(shared.svd_flops) == sum(one.svd_flops)
-        assert shared.bytes_sent == 9 * (4 * (8 * 8 * 2 + 8) + 8)
+        assert shared.bytes_sent == 9 * 4 * (8 * 8 * 2 + 8)
     assert [update.seconds / one.seconds for update in many] == pytest.approx([5 / 9, 3 / 9, 1 / 9, 1 / 9])
     assert many[-1].imbalance == pytest.approx(100 / 9)  # nobody is faster than its largest matrix
 
 
-def test_every_round_waits_for_its_slowest_and_holds_its_rotations():
-    shapes = [(size, size) for size in range(20, 0, -1)]  # two processes: rounds of eight pieces
-    planned = plan_update(shapes, [size for size, _ in shapes], 2, 1.0)
-    costs = [SVD_FLOPS * size**3 for size, _ in shapes]
+def test_every_round_waits_for_its_slowest():
+    tasks = [SvdTask(str(size), (size, size), size) for size in range(20, 0, -1)]
+    costs = [task.cost for task in tasks]
     owners = assign_owners(costs, 2)
-    waited = 0
-    for start in (0, 8, 16):
-        own = [0, 0]
-        for piece in range(start, min(start + 8, 20)):
-            own[owners[piece]] += costs[piece]
-        waited += max(own)
-    assert planned.seconds == pytest.approx(waited / 1e9)
-    assert planned.seconds > max(planned.svd_flops) / 1e9
-    assert planned.bytes_held == 4 * sum(size * (2 * size + 1) for size, _ in shapes[:8])
+    chosen = rounds(tasks, owners)
+    assert len(chosen) > 1
+    assert sorted(i for places in chosen for i in places) == list(range(20))
+    waited = sum(max(sum(costs[i] for i in places if owners[i] == p) for p in (0, 1)) for places in chosen)
+    planned = plan_update([task.shape for task in tasks], [task.rank for task in tasks], 2, 1.0)
+    assert planned.seconds == pytest.approx(SVD_FLOPS * waited / 1e9)
+    assert planned.seconds >= max(planned.svd_flops) / 1e9
+
+
+def test_what_is_held_is_limited_at_any_number_of_processes():
+    """Weights of 70B's size: one of them is 1.2 GB of bases, all of them 380 GB."""
+    shapes = [(28672, 8192), (8192, 28672), (8192, 8192), (1024, 8192)] * 20
+    for processes in (1, 2, 8, 64, 1024):
+        held = plan_update(shapes, [min(shape) for shape in shapes], processes, 1.0, dense=True).bytes_held
+        assert held <= 1.5e9
+    sigmas = [(8192, 8192)] * 40
+    assert plan_update(sigmas, [8192] * 40, 64, 1.0).bytes_held <= 1.5e9
 
 
 def test_groups_count_as_matrices_of_their_own():
     assert plan_update([(4, 6, 5)], [5], 1, 1.0).svd_flops == [SVD_FLOPS * 4 * 6 * 5 * 5]
-    assert plan_update([(4, 6, 5)], [3], 2, 1.0).bytes_sent == 4 * 4 * 3 * (6 + 5 + 1) + 8
+    assert plan_update([(4, 6, 5)], [3], 2, 1.0).bytes_sent == 4 * 4 * 3 * (6 + 5 + 1)
 
 
 def test_one_process_sends_nothing_and_fine_tuning_factorises_alone():

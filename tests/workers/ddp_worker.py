@@ -78,7 +78,7 @@ def main() -> None:
                 "tensors": len(state(trainer, updater)),
                 "cuts": sum(after < before for before, after in itertools.pairwise(history)),
                 "ranks": sorted(trainer.model.base_model.ranks().values()),
-                "wrapped": updater._keeper.ddp is not None,
+                "wrapped": updater.parallel.reducer.ddp is not None,
             }
         )
         del trainer, updater

@@ -118,19 +118,21 @@ def different_configs() -> dict:
     return {}
 
 
-def different_layers() -> dict:
+def different_targets() -> dict:
     torch.manual_seed(0)
-    model = get_peft_model(MLP(), config(target_modules=["first"] if dist.get_rank() == 0 else ["last"]))
-    OIALRUpdater(model, torch.optim.AdamW(model.parameters()))
+    model = get_peft_model(MLP(), config(target_modules=["first"] if dist.get_rank() == 0 else ".*first"))
+    OIALRUpdater(DistributedDataParallel(model), torch.optim.AdamW(model.parameters()))
     return {}
 
 
 def frozen_on_one_process() -> dict:
+    """As in the Trainer, whose callbacks see the model without its wrapper."""
     model = get_peft_model(MLP(), config())
     optimizer = torch.optim.AdamW(model.parameters())
+    wrapped = DistributedDataParallel(model)
     if dist.get_rank() == 1:
         model.requires_grad_(False)
-    OIALRUpdater(model, optimizer)
+    step(wrapped, optimizer, OIALRUpdater(model, optimizer))
     return {}
 
 
@@ -187,7 +189,7 @@ FAULTS = (
     svd_fails_on_one_process,
     drift_is_noticed,
     different_configs,
-    different_layers,
+    different_targets,
     frozen_on_one_process,
     wrapped_before_the_adapter,
     not_wrapped,

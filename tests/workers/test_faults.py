@@ -7,7 +7,7 @@ from tests.workers.launch import results, torchrun
 
 STOPS = {  # fault: what every process says, or (process 0, process 1)
     "different_configs": "OIALRConfig.sigma_cutoff must be the same on all processes, but process 0 has 0.5 and",
-    "different_layers": "OIALRConfig.target_modules must be the same on all processes",
+    "different_targets": "OIALRConfig.target_modules must be the same on all processes",
     "frozen_on_one_process": (
         "process 1 reports ValueError: The OIALR adapter is frozen",
         "The OIALR adapter is frozen",
