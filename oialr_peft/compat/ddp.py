@@ -58,7 +58,7 @@ class DdpReducer:
 
     def _watch(self, module: nn.Module) -> None:
         reducer = weakref.ref(self)
-        handle = module.register_forward_pre_hook(lambda module, _: _look(reducer(), module))
+        handle = module.register_forward_pre_hook(lambda module, _: cast(Any, _look)(reducer(), module))
         weakref.finalize(self, handle.remove)
 
     def rebuild(self) -> None:
@@ -83,7 +83,7 @@ class DdpReducer:
             cast(Any, ddp.logger)._set_static_graph()
         for hook, state in hooks:
             _forget_buckets(state)
-            dist._register_comm_hook(ddp.reducer, state, hook)
+            cast(Any, dist)._register_comm_hook(ddp.reducer, state, hook)
         if builtin is not None:
             ddp._register_builtin_comm_hook(builtin)
         self._shapes = self._present_shapes()
@@ -181,7 +181,7 @@ def _look(reducer: DdpReducer | None, module: nn.Module) -> None:
 def _builtin_hook(ddp: DistributedDataParallel) -> Any:
     """The C++ hook that is registered, such as FP16 compression; DDP itself remembers its name alone."""
     name = ddp._get_ddp_logging_data().get("comm_hook", "")
-    kinds = dist.BuiltinCommHookType.__members__.values()
+    kinds = cast(Any, dist).BuiltinCommHookType.__members__.values()
     return next((kind for kind in kinds if str(kind) == name), None)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 
 from ..errors import OIALRWarning
 from .processor import fingerprint, host
@@ -83,8 +84,9 @@ class Workers:
 
     def forget(self, keys: Sequence[str]) -> None:
         """Delete what this process said, once all have heard it."""
-        for key in keys if self._store is not None else ():
-            self._store.delete_key(key)
+        if self._store is not None:
+            for key in keys:
+                self._store.delete_key(key)
 
     def require_equal(self, facts: dict[str, Any], error: Exception | None = None) -> None:
         """Raise on all processes where one of them has an `error` or other `facts` than process 0.
@@ -176,9 +178,9 @@ def collective_device(group: dist.ProcessGroup) -> torch.device:
     return torch.device("cpu" if "cpu:" in config else config.partition(":")[0])
 
 
-def _store(group: dist.ProcessGroup, purpose: str) -> dist.Store:
+def _store(group: dist.ProcessGroup, purpose: str) -> Store:
     number = next(_counts[f"{group.group_name} {purpose}"])
-    return dist.PrefixStore(f"oialr-{purpose}-{number}", group.get_group_store())
+    return PrefixStore(f"oialr-{purpose}-{number}", group.get_group_store())
 
 
 def _in_words(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return cast(Any, tensor).full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
+def fsdp_modules(model: nn.Module) -> Sequence[FSDPModule]:
     """The modules of a model that `fully_shard` was called on, with their shards back in their places.
 
     A forward without gradients leaves the root's parameters unsharded, as if the model never had been sharded.

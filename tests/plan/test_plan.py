@@ -79,7 +79,7 @@ def test_work_is_shared_and_none_is_lost():
 
 
 def test_every_round_waits_for_its_slowest():
-    tasks = [SvdTask(str(size), (size, size), size) for size in range(20, 0, -1)]
+    tasks = [SvdTask(str(size), (size, size), size) for size in range(40, 20, -1)]
     costs = [task.cost for task in tasks]
     owners = assign_owners(costs, 2)
     chosen = rounds(tasks, owners)
