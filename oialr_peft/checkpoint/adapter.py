@@ -97,8 +97,10 @@ def check_saved(model_id: str | os.PathLike, *, values: bool = False, download: 
             _check_weights(file)
             if values:
                 check_factors_of(file)
-    elif (file := folder / _PICKLED).is_file() and b'"OIALR"' in _read(folder / _CONFIG):
-        _refuse_inflating(file)
+    elif b'"OIALR"' in _read(folder / _CONFIG):
+        if os.path.lexists(file) or not (folder / _PICKLED).is_file():
+            raise FileNotFoundError(f"'{folder}' has no file {ADAPTER_WEIGHTS}. Save or download the adapter again.")
+        _refuse_inflating(folder / _PICKLED)
 
 
 def _is_ours(file: Path) -> bool:
@@ -171,7 +173,7 @@ def load_adapter(original: Callable[..., Any], model: Any, *args: Any, **kwargs:
                 model.delete_adapter(name)
         if isinstance(error, _UNREADABLE):
             raise ValueError(
-                f"The adapter in '{model_id}' is incomplete, damaged, or belongs to another model "
+                f"The adapter file in '{model_id}' is incomplete, damaged, or belongs to another model "
                 f"({type(error).__name__}: {error}). Save or download it again."
             ) from error
         raise

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft.utils.other import get_pattern_key
+from peft.utils.peft_types import PeftType
 
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
@@ -49,15 +50,16 @@ def read_config(original: Callable[..., Any], path: str, **kwargs: Any) -> Any:
     """
     try:
         found = original(path, **kwargs)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         if _is_ours(path):
             raise ValueError(f"'{path}' is damaged ({error}). Save or download the adapter again.") from error
         raise
-    if not isinstance(found, dict) or "peft_type" not in found:
+    kind = found.get("peft_type") if isinstance(found, dict) else None
+    if not isinstance(kind, str) or kind not in PeftType.__members__:
         if _is_ours(path):
-            raise ValueError(f"'{path}' is damaged: it has no `peft_type`. Save or download the adapter again.")
+            raise ValueError(f"'{path}' is damaged: its `peft_type` is {kind!r}. Save or download the adapter again.")
         return found
-    if found["peft_type"] != "OIALR":
+    if kind != "OIALR":
         return found
     weights = Path(path).with_name(ADAPTER_WEIGHTS)
     header, metadata = read_header(weights) if weights.is_file() else ({}, {})

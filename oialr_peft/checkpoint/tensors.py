@@ -118,18 +118,18 @@ def check_file(
     needed = keys_of(rest_keys) if config.train_rest else set()
     if missing := sorted(needed - tensors.keys()):
         raise ValueError(
-            f"The adapter was trained with `train_rest`, but its file lacks {len(missing)} tensors of the rest, first "
-            f"'{missing[0]}'. It is incomplete or belongs to another model; the model is unchanged."
+            f"The adapter was trained with `train_rest`, but the adapter file lacks {len(missing)} tensors of the "
+            f"rest, first '{missing[0]}'. It is incomplete or belongs to another model; the model is unchanged."
         )
     claimed = needed | keys_of(running_statistics) | keys_of(embedding_keys)
     owned = tuple(prefix.removeprefix(PEFT_PREFIX) for prefix in wrapped(model))
     for name in sorted(tensors.keys() - known):
-        if name in claimed:
+        if name in claimed or (name.startswith(owned) and name in live):
             _check_shape(name, tensors[name], tuple(live[name].shape))
             _check_kind(name, tensors[name], live[name])
         elif not name.startswith(owned):
             _refuse_foreign(name, name in live)
-    _warn_of_shared_statistics(model, tensors, live)
+    _check_statistics(model, tensors, live)
 
 
 def _refuse_foreign(name: str, in_model: bool) -> None:
@@ -141,18 +141,26 @@ def _refuse_foreign(name: str, in_model: bool) -> None:
     raise ValueError(_unchanged(f"Nothing in this model takes the tensor '{name}' of the adapter file."))
 
 
-def _warn_of_shared_statistics(model: nn.Module, tensors: Tensors, live: Tensors) -> None:
+def _check_statistics(model: nn.Module, tensors: Tensors, live: Tensors) -> None:
+    """The running statistics are in the file together or not at all; say what either means for the model."""
     keys = [key.removeprefix(PEFT_PREFIX) for key in running_statistics(model, model.state_dict())]
+    if (lacking := [key for key in keys if key not in tensors]) and len(lacking) < len(keys):
+        raise ValueError(_unchanged(f"The adapter file lacks the tensor '{lacking[0]}'."))
     others = len(cast(dict, getattr(model, "peft_config", {}))) > 1
-    changed = [key for key in keys if key in tensors and not torch.equal(tensors[key].to(live[key]), live[key])]
-    if others and changed:
-        warnings.warn(
-            f"The running statistics of {len(changed)} tensors of BatchNorm, first '{changed[0]}', are replaced by "
-            "those of the adapter that is loaded. They belong to the model, so adapters that were trained apart need "
-            "models of their own.",
-            OIALRWarning,
-            stacklevel=2,
+    if lacking:
+        words = (
+            f"The adapter file has no running statistics of BatchNorm (first '{lacking[0]}'), as those of earlier "
+            "versions. If they changed in training, outputs are not what they were: save the adapter again from the "
+            "model that was trained."
         )
+    elif others and any(not torch.equal(tensors[key].to(live[key]), live[key]) for key in keys):
+        words = (
+            f"The running statistics of BatchNorm (first '{keys[0]}') are replaced by those of the adapter that is "
+            "loaded. They belong to the model, so adapters that were trained apart need models of their own."
+        )
+    else:
+        return
+    warnings.warn(words, OIALRWarning, stacklevel=2)
 
 
 def _check_shape(key: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
@@ -164,13 +172,13 @@ def _check_shape(key: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None
 
 
 def _check_kind(key: str, tensor: torch.Tensor, live: torch.Tensor) -> None:
-    """Numbers of another kind (whole, truth values) would be cast without a word; shorter and longer floats may be."""
-    if tensor.dtype.is_floating_point != live.dtype.is_floating_point:
-        raise ValueError(
-            _unchanged(f"Tensor '{key}' of the adapter file is of {tensor.dtype}, expected {live.dtype}.")
-        )
-    if tensor.dtype.is_floating_point and bool(torch.isnan(tensor).any()):
-        raise ValueError(_unchanged(f"Tensor '{key}' of the adapter file holds NaN."))
+    """Whole numbers in the place of fractions would be cast without a word; longer and shorter floats may be."""
+    kinds = (tensor.dtype.is_floating_point, live.dtype.is_floating_point)
+    if tensor.dtype != live.dtype and (kinds[0] != kinds[1] or tensor.element_size() < 2):
+        what = f"Tensor '{key}' of the adapter file is of {tensor.dtype}, expected {live.dtype}."
+        raise ValueError(_unchanged(what))
+    if kinds[0] and not bool(torch.isfinite(tensor).all()) and bool(torch.isfinite(live).all()):
+        raise ValueError(_unchanged(f"Tensor '{key}' of the adapter file is not finite."))
 
 
 def _check_values(key: str, tensor: torch.Tensor) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from ..files import file_hash, read_header
 
@@ -30,27 +32,34 @@ def read_headers(files: Sequence[str] | None) -> dict[str, tuple[str, dict[str, 
     return entries
 
 
-def check_factors(entries: Mapping[str, tuple[str, dict[str, Any]]], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse a factor of another shape or of integers; transformers names no file in its error, or casts silently.
+def check_entries(
+    entries: Mapping[str, tuple[str, dict[str, Any]]], tensors: Mapping[str, torch.Tensor], factors: Collection[str]
+) -> None:
+    """Refuse a factor of another shape, and whole numbers in the place of fractions, before anything is loaded.
+
+    transformers names no file in its error, and casts silently. Other shapes are left to it: it may have been told to
+    `ignore_mismatched_sizes`.
 
     Args:
         entries: of `read_headers`.
-        shapes: of the tensors of two-factor layers, by name.
+        tensors: the model's, by name.
+        factors: names of those of two-factor layers.
 
     Raises:
-        ValueError: naming the file, and the tensor with both shapes.
+        ValueError: naming the file and the tensor.
     """
-    for key in entries.keys() & shapes.keys():
+    for key in entries.keys() & tensors.keys():
         file, entry = entries[key]
-        if list(entry["shape"]) != list(shapes[key]):
+        if key in factors and entry["shape"] != list(tensors[key].shape):
             raise ValueError(
-                f"Tensor '{key}' in '{file}' has shape {entry['shape']}; config.json makes it {list(shapes[key])}. "
-                "The two files are of different saves, or one is damaged. Save or download both again."
+                f"Tensor '{key}' in '{file}' has shape {entry['shape']}; config.json makes it "
+                f"{list(tensors[key].shape)}. The two files are of different saves, or one is damaged. Save or "
+                "download both again."
             )
-        if entry["dtype"] not in _FLOATS:
+        if tensors[key].dtype.is_floating_point and entry["dtype"] not in _FLOATS:
             raise ValueError(
-                f"Tensor '{key}' in '{file}' is of dtype {entry['dtype']}; factors are floating-point numbers. The "
-                "file is damaged; save or download it again."
+                f"Tensor '{key}' in '{file}' is of dtype {entry['dtype']}, but holds fractions in the model. The file "
+                "is damaged; save or download it again."
             )
 
 

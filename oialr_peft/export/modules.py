@@ -89,6 +89,10 @@ def plain_like(factored: Factored) -> nn.Module:
     return layer
 
 
+def has_factored_form(layer: nn.Module) -> bool:
+    return any(isinstance(layer, kind.plain) for kind in KINDS)
+
+
 def full_rank(layer: nn.Module) -> int:
     """min(out, in) of a layer's weight, per group for a convolution."""
     return min(_kind(layer).matrix_shape(layer)[-2:])

@@ -10,8 +10,8 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
 from ..kinds import MultiheadAttention, leave_fast_path
-from .files import check_factors, check_hashes, read_headers
-from .modules import Factored, factored_like, full_rank, plain_like
+from .files import check_entries, check_hashes, read_headers
+from .modules import Factored, factored_like, full_rank, has_factored_form, plain_like
 from .record import FORMAT_VERSION, CompressedConfig
 
 
@@ -38,7 +38,7 @@ class CompressedQuantizer(HfQuantizer):
         files = kwargs.get("checkpoint_files")
         entries = read_headers(files)
         shape_like(model, self.quantization_config)
-        check_factors(entries, {name: tensor.shape for name, tensor in _tensors(model).items()})
+        check_entries(entries, model.state_dict(), _tensors(model))
         _refuse_unclaimed(model, entries)
         check_hashes(files, self.quantization_config.files)
         return model
@@ -101,6 +101,12 @@ def shape_like(model: nn.Module, config: CompressedConfig) -> None:
         if place is None:
             absent.append(name)
             continue
+        if not has_factored_form(modules[place]):
+            raise ValueError(
+                f"`layers` in the `quantization_config` of config.json names '{name}', a "
+                f"{type(modules[place]).__name__}, which has no factored form. The file is damaged or belongs to "
+                "another architecture."
+            )
         if type(rank) is not int or not 1 <= rank <= full_rank(modules[place]):
             raise ValueError(
                 f"Layer '{name}' of the compressed model has rank {rank!r}; it must be from 1 to min(out, in) = "
