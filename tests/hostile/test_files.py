@@ -22,14 +22,14 @@ NAMES = ("adapter_config.json", "adapter_model", "adapter file", "config.json", 
 NAMES += ("compressed model", "The checkpoint lacks the tensor")
 
 
-def check(verdicts: list[Verdict]) -> None:
-    """No silent fault, none slow, heavy or fatal; at most 2 % refused in others' words."""
+def check(verdicts: list[Verdict], obscure: float = 0.02) -> None:
+    """No silent fault, none slow, heavy or fatal; at most that share refused in others' words."""
     count = Counter(verdict.outcome for verdict in verdicts)
     print(dict(count), "of", len(verdicts))
     bad = [v for v in verdicts if v.outcome not in ("right", "refused")]
     shown = "\n".join(f"{v.outcome}: {v.case}: {v.words[:200]}" for v in bad)
     assert not {"silent", "slow", "heavy", "crash"} & count.keys(), shown
-    assert count["obscure"] <= 0.02 * len(verdicts), shown
+    assert count["obscure"] <= obscure * len(verdicts), shown
 
 
 def run(sound, damage, attempt, tmp_path, every: int) -> list[Verdict]:
@@ -87,7 +87,7 @@ def compressed_verdicts(tmp_path, every: int) -> list[Verdict]:
 
 
 def test_some(tmp_path):
-    check(adapter_verdicts(tmp_path, EVERY) + compressed_verdicts(tmp_path, EVERY))
+    check(adapter_verdicts(tmp_path, EVERY) + compressed_verdicts(tmp_path, EVERY), obscure=0.05)
 
 
 @pytest.mark.slow
