@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"oialr: {error}\n")
 
 
-def _add_plan(commands: argparse._SubParsersAction) -> None:
+def _add_plan(commands: Any) -> None:
     text = "Work, bytes and memory of a run on several processes, computed from a model's config."
     plan = commands.add_parser("plan", help=text, description=text)
     plan.add_argument("--model", required=True, help="transformers config: Hub id, folder or config.json")

@@ -8,29 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from peft.utils import register_peft_method
-from peft.utils.peft_types import PeftType
+
+from .compat.patch import patch
+from .compat.peft_ import method_member
 
 
 _NAME = "OIALR"
-
-
-def _enum_member() -> PeftType:
-    """The member PeftType.OIALR, made on first use.
-
-    `register_peft_method` refuses names outside its enum, and a plain string breaks `get_model_status` and
-    transformers' `load_adapter`, which ask for `.value`. So a real member is entered the way EnumMeta enters its own.
-    """
-    if _NAME in PeftType.__members__:
-        return PeftType[_NAME]
-    member = str.__new__(PeftType, _NAME)
-    member._name_ = _NAME
-    member._value_ = _NAME
-    PeftType._member_names_.append(_NAME)
-    PeftType._member_map_[_NAME] = member
-    PeftType._value2member_map_[_NAME] = member
-    # From Python 3.12 on members are found as class attributes; Enum's own __setattr__ forbids setting one.
-    type.__setattr__(PeftType, _NAME, member)
-    return member
 
 
 def register() -> None:
@@ -44,7 +27,7 @@ def register() -> None:
     from .config import OIALRConfig
     from .tuner.model import OIALRModel
 
-    present = PEFT_TYPE_TO_CONFIG_MAPPING.get(_enum_member())
+    present = PEFT_TYPE_TO_CONFIG_MAPPING.get(method_member(_NAME))
     if present is None:
         register_peft_method(name=_NAME.lower(), config_cls=OIALRConfig, model_cls=OIALRModel)
     elif present is not OIALRConfig:
@@ -77,11 +60,8 @@ def _write_our_cards() -> None:
     """
     from peft import PeftModel
 
-    hooks = {"create_or_update_model_card": _replace_card, "_upload_modified_files": _card_before_upload}
-    for name, hook in hooks.items():
-        original = getattr(PeftModel, name, None)
-        if original is not None and not hasattr(original, "oialr_hook"):
-            setattr(PeftModel, name, _hooked(original, hook))
+    patch(PeftModel, "create_or_update_model_card", _for_oialr(_replace_card))
+    patch(PeftModel, "_upload_modified_files", _for_oialr(_card_before_upload))
 
 
 def _save_and_load_safely() -> None:
@@ -93,15 +73,14 @@ def _save_and_load_safely() -> None:
     from .checkpoint.adapter import load_adapter
     from .checkpoint.config import read_config
 
-    if hasattr(PeftModel.load_adapter, "oialr_hook"):
-        return
-    PeftModel.save_pretrained = _hooked(PeftModel.save_pretrained, _save, held=True)
-    PeftModel.load_adapter = _wrapped(PeftModel.load_adapter, load_adapter)
-    PeftModel.from_pretrained = classmethod(_wrapped(PeftModel.from_pretrained.__func__, _load_peft_model))
-    PeftAdapterMixin.load_adapter = _wrapped(PeftAdapterMixin.load_adapter, _load_into_transformers)
-    read = PeftConfigMixin.from_json_file.__func__
-    PeftConfigMixin.from_json_file = classmethod(
-        functools.wraps(read)(lambda cls, path, **kwargs: read_config(functools.partial(read, cls), path, **kwargs))
+    patch(PeftModel, "save_pretrained", _for_oialr(_save, held=True))
+    patch(PeftModel, "load_adapter", load_adapter)
+    patch(PeftModel, "from_pretrained", _load_peft_model)
+    patch(PeftAdapterMixin, "load_adapter", _load_into_transformers)
+    patch(
+        PeftConfigMixin,
+        "from_json_file",
+        lambda read, cls, path, **kwargs: read_config(functools.partial(read, cls), path, **kwargs),
     )
 
 
@@ -130,33 +109,18 @@ def _load_into_transformers(original: Callable, model: Any, peft_model_id: Any =
     return original(model, peft_model_id, *args, **kwargs)
 
 
-def _wrapped(original: Callable, hook: Callable) -> Callable:
-    """`hook(original, ...)` as a function with the name and signature of `original`."""
+def _for_oialr(hook: Callable, held: bool = False) -> Callable:
+    """A hook that acts for models whose active adapter is OIALR's; with `held` for those that have one at all."""
 
-    @functools.wraps(original)
-    def function(*args, **kwargs):
-        return hook(original, *args, **kwargs)
+    def act(original: Callable, model: Any, *args, **kwargs) -> Any:
+        from .config import OIALRConfig
 
-    function.oialr_hook = True  # type: ignore[attr-defined]
-    return function
+        names = model.peft_config if held else model.active_adapters
+        if any(isinstance(model.peft_config.get(name), OIALRConfig) for name in names):
+            return hook(original, model, *args, **kwargs)
+        return original(model, *args, **kwargs)
 
-
-def _hooked(original: Callable, hook: Callable, held: bool = False) -> Callable:
-    """`hook(original, model, ...)` as a method for models whose active adapter is OIALR's; `original` for others.
-
-    With `held` it is enough that the model has an OIALR adapter.
-    """
-    from .config import OIALRConfig
-
-    @functools.wraps(original)
-    def method(self, *args, **kwargs):
-        names = self.peft_config if held else self.active_adapters
-        if any(isinstance(self.peft_config.get(name), OIALRConfig) for name in names):
-            return hook(original, self, *args, **kwargs)
-        return original(self, *args, **kwargs)
-
-    method.oialr_hook = True  # type: ignore[attr-defined]
-    return method
+    return act
 
 
 def _replace_card(original: Callable, model: Any, output_dir: str) -> None:

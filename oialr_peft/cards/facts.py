@@ -14,6 +14,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import PeftConfig, PeftModel
 from torch import nn
 
+from ..compat.transformers_ import config_name
 from ..config import OIALRConfig
 from ..layers import OIALRLayer, active_layers
 from ..linalg import factored_size, two_factor_size
@@ -136,7 +137,7 @@ def _library(cls: type) -> str | None:
 
 
 def _name(base: nn.Module) -> str | None:
-    name = getattr(base, "name_or_path", None) or getattr(getattr(base, "config", None), "_name_or_path", None)
+    name = getattr(base, "name_or_path", None) or config_name(getattr(base, "config", None))
     return name if isinstance(name, str) else None
 
 

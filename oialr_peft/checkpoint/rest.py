@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from ..compat.torch_ import BatchNorm
 from ..layer import OIALRLayer
 
 
@@ -36,7 +36,10 @@ def rest_keys(model: nn.Module, keys: Iterable[str]) -> list[str]:
 
 def running_statistics(model: nn.Module, keys: Iterable[str]) -> list[str]:
     """The state-dict keys of what BatchNorm gathers in every forward of training, with an adapter or without."""
-    owned, norms = wrapped(model), [name for name, module in model.named_modules() if isinstance(module, _NormBase)]
+    owned, norms = (
+        wrapped(model),
+        [name for name, module in model.named_modules() if isinstance(module, BatchNorm)],
+    )
     names = {f"{name}.{statistic}" for name in norms for statistic in _STATISTICS}
     return [key for key in keys if key in names and not key.startswith(owned)]
 

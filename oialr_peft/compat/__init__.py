@@ -1,1 +1,16 @@
-"""What this package needs of other libraries beyond their public surface, in one place."""
+"""What this package needs of other libraries beyond their public surface, in one place.
+
+Private names are in torch_.py, ddp.py, peft_.py and transformers_.py, each with the versions it was seen in and when
+it can go. Functions that are replaced for the whole process, by `patch.patch`:
+
+    function                                         why, and when it can go
+    PeftModel.create_or_update_model_card            PEFT asks a tuner nothing about its card; once it does
+    PeftModel._upload_modified_files                 transformers writes a blank form over the card; with the one above
+    PeftModel.save_pretrained                        weights and config are written one after the other; once PEFT
+                                                     writes a save whole or not at all
+    PeftModel.load_adapter, .from_pretrained,        a tuner does not see a file before layers are made from its
+    PeftAdapterMixin.load_adapter (transformers)     config; once PEFT has a hook for it
+    PeftConfigMixin.from_json_file                   a damaged config fails without the file's name; once it has it
+    PretrainedConfig.from_dict, .to_dict             plain transformers must not load a compressed model as a dense
+    (transformers)                                   one; once a config can name the package that it needs
+"""

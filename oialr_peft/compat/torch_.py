@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
+from torch.nn.modules.batchnorm import _NormBase as BatchNorm  # noqa: F401
 
 
 def plain_autograd_only() -> bool:

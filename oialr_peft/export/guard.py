@@ -10,11 +10,13 @@ config.json alone decides which weights are loaded.
 
 from __future__ import annotations
 
-import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 from transformers import PretrainedConfig
+
+from ..compat.patch import patch
 
 
 METHOD = "oialr"
@@ -32,32 +34,26 @@ def is_compressed(quantization_config: Any) -> bool:
 
 def install_guard() -> None:
     """Teach transformers' configs the guard; safe to call again."""
-    if getattr(PretrainedConfig.to_dict, "_oialr_guard", False):
-        return
-    read, write = PretrainedConfig.from_dict.__func__, PretrainedConfig.to_dict
+    patch(PretrainedConfig, "from_dict", _read)
+    patch(PretrainedConfig, "to_dict", _write)
 
-    @classmethod
-    @functools.wraps(read)
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        if is_compressed(config_dict.get("quantization_config")):
-            config_dict = {key: value for key, value in config_dict.items() if key not in KEYS or value != WORDS}
-            if (name := _weights_file(config_dict["quantization_config"])) is not None:
-                config_dict["transformers_weights"] = name
-        return read(cls, config_dict, **kwargs)
 
-    @functools.wraps(write)
-    def to_dict(self) -> dict[str, Any]:
-        output = write(self)
-        if is_compressed(output.get("quantization_config")):
-            output |= dict.fromkeys(KEYS, WORDS)
-            record = dict(output["quantization_config"])
-            record.pop("files", None)  # of the files that were read, not of those that come with this config
-            output["quantization_config"] = record
-        return output
+def _read(original: Callable, cls: type, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    if is_compressed(config_dict.get("quantization_config")):
+        config_dict = {key: value for key, value in config_dict.items() if key not in KEYS or value != WORDS}
+        if (name := _weights_file(config_dict["quantization_config"])) is not None:
+            config_dict["transformers_weights"] = name
+    return original(cls, config_dict, **kwargs)
 
-    to_dict._oialr_guard = True  # type: ignore[attr-defined]
-    PretrainedConfig.from_dict = from_dict  # type: ignore[method-assign]
-    PretrainedConfig.to_dict = to_dict  # type: ignore[method-assign]
+
+def _write(original: Callable, config: PretrainedConfig) -> dict[str, Any]:
+    output = original(config)
+    if is_compressed(output.get("quantization_config")):
+        output |= dict.fromkeys(KEYS, WORDS)
+        record = dict(output["quantization_config"])
+        record.pop("files", None)  # of the files that were read, not of those that come with this config
+        output["quantization_config"] = record
+    return output
 
 
 def _weights_file(record: Any) -> str | None:

@@ -29,7 +29,7 @@ TABLE = [pytest.param(*case, id="-".join(map(str, case))) for case in product(KI
 
 @pytest.fixture
 def case(request):
-    """A model of one layer of rank 3 in a form, the weight in it, what goes in, and the layer with the dense weight."""
+    """A model of one layer of rank 3 in a form, its weight, what goes in, and the layer with the dense weight."""
     kind, form, dtype = request.param
     layer, x = (part.to(dtype) for part in KINDS[kind]())
     dense = copy.deepcopy(layer)
