@@ -15,16 +15,26 @@ if TYPE_CHECKING:
     from .weights import AdaptedWeight
 
 
-class UpdateWatch:
-    """Warns once when training of an adapter goes past the second update's step and nobody made an update.
+WAY_OUT = (
+    "Pass `callbacks=[OIALRCallback()]` to the Trainer, or call `updater.step()` of an "
+    "`OIALRUpdater(model, optimizer)` after every `optimizer.step()` of the optimizer that trains the adapter."
+)
 
-    It counts the steps of whichever torch optimizer holds the core of `weight`, so it sees optimizer steps whatever
-    the loop looks like. `OIALRUpdater.step` calls `reset`. It ends with the weight, and copies of it have none.
+
+class UpdateWatch:
+    """Warns once when an adapter trains and nobody makes its updates.
+
+    That is so at the first optimizer step if no `OIALRUpdater` was made, since a short run may end before an update is
+    due, and with an updater once training goes past the second update's step without a call that counts. It counts the
+    steps of whichever torch optimizer holds the core of `weight`, so it sees optimizer steps whatever the loop looks
+    like. It ends with the weight. Copies of the weight have none, but are noted in `copies`.
     """
 
     def __init__(self, weight: AdaptedWeight, limit: int) -> None:
         self.limit = limit
+        self.copies: weakref.WeakSet[AdaptedWeight] = weakref.WeakSet()  # that no optimizer trains
         self._weight = weakref.ref(weight)
+        self._attended = False
         self._steps = 0
         self._warned = False
         handle = register_optimizer_step_post_hook(self._on_step)
@@ -34,27 +44,43 @@ class UpdateWatch:
         """Stop counting: the adapter is gone."""
         self._end()
 
+    def attend(self) -> None:
+        """An updater was made for this adapter."""
+        self._attended = True
+
     def reset(self) -> None:
         """An update was made or found not to be due yet."""
         self._steps = 0
 
     def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        for copy in list(self.copies):
+            if _trains(optimizer, copy):
+                self.copies.discard(copy)
         weight = self._weight()
-        if self._warned or weight is None:
-            return
-        core = weight.core
-        if not any(core is held for group in optimizer.param_groups for held in group["params"]):
+        if self._warned or weight is None or not _trains(optimizer, weight):
             return
         self._steps += 1
-        if self._steps > self.limit:
-            self._warned = True
-            warnings.warn(
-                f"{self._steps} optimizer steps were taken, but no OIALR update was made; one was due by step "
-                f"{self.limit}. Ranks and bases stay as they are. Pass `callbacks=[OIALRCallback()]` to the Trainer, "
-                "or call `updater.step()` of an `OIALRUpdater(model, optimizer)` after every `optimizer.step()`.",
-                OIALRWarning,
-                stacklevel=4,
-            )
+        if self._attended and self._steps <= self.limit:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{self._steps} optimizer steps were taken, but no OIALR update was made; one was due by step "
+            f"{self.limit}. Ranks and bases stay as they are. {WAY_OUT}"
+            if self._attended
+            else "An optimizer trains an OIALR adapter, but no OIALR update was made or is to come: there is no "
+            f"OIALRCallback or OIALRUpdater for it. Ranks and bases stay as they are. {WAY_OUT}",
+            OIALRWarning,
+            stacklevel=4,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        if (copy := memo.get(id(self._weight()))) is not None:
+            self.copies.add(copy)
 
     def __reduce__(self):
         return type(None), ()
+
+
+def _trains(optimizer: Any, weight: AdaptedWeight) -> bool:
+    core = weight.core
+    return core.requires_grad and any(core is held for group in optimizer.param_groups for held in group["params"])

@@ -10,7 +10,8 @@ from ..training.trace import read_trace
 def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
     """Draw the rank of every layer over the optimizer steps of a trace, and save it to `out` (png, svg or pdf).
 
-    One grey line per layer and the mean in colour; the axis is the rank at factorisation as a share.
+    One grey line per layer and the mean in colour, as shares of min(out, in). Traces of version 0.1.0 do not hold it;
+    there it is the rank before the first update.
 
     Raises:
         ValueError: the trace holds no update.
@@ -23,9 +24,10 @@ def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
     updates = read_trace(trace)
     if not updates:
         raise ValueError(f"The trace {os.fspath(trace)} holds no update; was the run shorter than the first one?")
-    full = {name: updates[0]["changed"].get(name, [rank])[0] for name, rank in updates[0]["ranks"].items()}
+    start = {name: updates[0]["changed"].get(name, [rank])[0] for name, rank in updates[0]["ranks"].items()}
+    full = updates[0].get("full_ranks") or start
     steps = [0, *(update["step"] for update in updates)]
-    shares = {name: [1.0, *(u["ranks"][name] / rank for u in updates)] for name, rank in full.items()}
+    shares = {n: [start[n] / rank, *(u["ranks"][n] / rank for u in updates)] for n, rank in full.items()}
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for values in shares.values():
         axes.step(steps, values, where="post", color="0.75", linewidth=0.8)

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import warnings
 import weakref
-from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_callback import CallbackHandler, ExportableState
+from transformers.trainer_callback import CallbackHandler, ExportableState, PrinterCallback, ProgressCallback
 
 from ..errors import OIALRWarning
 from ..update_report import UpdateReport
-from .trace import append_report
+from .notices import higher_ranks, rank_or_dense
+from .trace import Trace
 from .updater import OIALRUpdater
 
 
 class OIALRCallback(TrainerCallback, ExportableState):
     """Makes the basis updates of an OIALR model in the Trainer: `Trainer(..., callbacks=[OIALRCallback()])`.
 
-    Every update is logged (`oialr/mean_rank`, `oialr/trainable_parameters`, `oialr/update_seconds`, ...) to the
-    Trainer's history and to whatever `report_to` names. The step count is saved in the Trainer's checkpoints, so a
-    resumed run goes on where it stopped.
+    Every update prints one line, the end of the run two sentences. As numbers (`oialr/mean_rank`,
+    `oialr/trainable_parameters`, `oialr/update_seconds`, ...) updates go to the Trainer's history and to whatever
+    `report_to` names. The step count is saved in the Trainer's checkpoints, so a resumed run goes on where it stopped.
 
     Args:
         trace: path of a JSON-lines file that gets one line per update with the rank of every layer, for plots. `None`
@@ -39,19 +41,23 @@ class OIALRCallback(TrainerCallback, ExportableState):
         self.check = check
         self.progress: dict[str, int] = {"steps": 0}
         self.updater: OIALRUpdater | None = None
+        self._trace: Trace | None = None
+        self._ranks: dict[str, int | None] = {}
         self._model: weakref.ref | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         handler = _calling_handler()
         if handler is not None and sum(isinstance(c, OIALRCallback) for c in handler.callbacks) > 1:
             raise ValueError("The Trainer has several OIALRCallbacks; every update would be made twice. Pass one.")
-        model = kwargs["model"]
-        self.updater = OIALRUpdater(model, kwargs["optimizer"], check=self.check)
-        self.updater.load_state_dict(self._progress_of(model, state))
+        model, progress = kwargs["model"], self._progress_of(kwargs["model"], state)
+        total = progress["steps"] + state.max_steps - state.global_step
+        self.updater = OIALRUpdater(model, kwargs["optimizer"], total_steps=total, check=self.check)
+        self.updater.load_state_dict(progress)
         self._model = weakref.ref(model)
-        if self.updater.steps == 0 and self.trace is not None:
-            Path(self.trace).unlink(missing_ok=True)  # a new run; lines of an earlier one would stay in front
-        self._warn_if_too_short(state)
+        self._ranks = rank_or_dense(self.updater.layers)
+        self._trace = None
+        if self.trace is not None and state.is_world_process_zero:
+            self._trace = Trace(self.trace, new=self.updater.steps == 0)
         if getattr(args, "fsdp", None) and not self.updater.sharded:
             warnings.warn(
                 "The Trainer was asked for FSDP but does not shard this model: with `use_cpu` transformers runs DDP "
@@ -65,8 +71,19 @@ class OIALRCallback(TrainerCallback, ExportableState):
             raise RuntimeError("OIALRCallback was added after training began; pass it to the Trainer's `callbacks`.")
         report = self.updater.step()
         self.progress = self.updater.state_dict()
-        if report is not None and state.is_world_process_zero:
-            self._log(report, args, state, control)
+        if report is not None:
+            self._ranks = rank_or_dense(self.updater.layers)
+            if state.is_world_process_zero:
+                self._log(report, args, state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.updater is None:
+            return
+        if message := higher_ranks(self._ranks, self.updater.layers, state.best_model_checkpoint):
+            warnings.warn(message, OIALRWarning, stacklevel=2)
+        summary = self.updater.summary()
+        if state.is_world_process_zero:
+            tqdm.write(summary)
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into its checkpoints' trainer_state.json."""
@@ -85,26 +102,19 @@ class OIALRCallback(TrainerCallback, ExportableState):
         saved = saved[0] if isinstance(saved, list) else saved
         return saved["attributes"]["progress"] if saved else {"steps": state.global_step}
 
-    def _warn_if_too_short(self, state: Any) -> None:
-        assert self.updater is not None
-        first = self.updater.config.delay or self.updater.config.update_interval
-        last = self.updater.steps + state.max_steps - state.global_step
-        if last < first:
-            warnings.warn(
-                f"This run ends at optimizer step {last}, before the first OIALR update at step {first}: nothing "
-                "will be cut. Lower `delay` or `update_interval`, or train longer.",
-                OIALRWarning,
-                stacklevel=2,
-            )
-
     def _log(self, report: UpdateReport, args: Any, state: Any, control: Any) -> None:
-        if self.trace is not None:
-            append_report(self.trace, report)
+        """To the trace, the Trainer's history and its trackers as numbers; to the console as one line of words."""
+        if self._trace is not None:
+            self._trace.append(report)
+        tqdm.write(str(report))
         logs = {**report.as_logs(), "epoch": state.epoch}
         state.log_history.append({**logs, "step": state.global_step})
         if (handler := _calling_handler()) is not None:
+            trackers = copy.copy(handler)
+            console = (PrinterCallback, ProgressCallback)
+            trackers.callbacks = [callback for callback in handler.callbacks if not isinstance(callback, console)]
             # Not its `on_log`, which would mark the Trainer's own log of this step as done.
-            handler.call_event("on_log", args, state, control, logs=logs)
+            trackers.call_event("on_log", args, state, control, logs=logs)
 
 
 def _calling_handler() -> CallbackHandler | None:

@@ -4,31 +4,64 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from ..errors import OIALRWarning
+from ..update_report import UpdateReport
 
 
-if TYPE_CHECKING:
-    from ..update_report import UpdateReport
+class Trace:
+    """The file that gets a line per update. It is not worth a run: what cannot be written is warned of once.
+
+    Args:
+        path: its folders are made where needed.
+        new: whether a new run begins; lines of an earlier one are removed then.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, new: bool) -> None:
+        self.path = Path(path)
+        self._warned = False
+        if new:
+            self._try(lambda: self.path.unlink(missing_ok=True))
+
+    def append(self, report: UpdateReport) -> None:
+        self._try(lambda: _append(self.path, json.dumps(report.as_dict())))
+
+    def _try(self, write) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"The trace {self.path} cannot be written ({error}). Training goes on; updates are in the logs. "
+                    "Free space on the disk, or give OIALRCallback another `trace`.",
+                    OIALRWarning,
+                    stacklevel=4,
+                )
 
 
-def append_report(path: str | os.PathLike, report: UpdateReport) -> None:
-    """Append one update to the trace at `path`, making the file and its folders where needed."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(report.as_dict()) + "\n")
+def _append(path: Path, line: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a crash cut the last line, which must not take this one with it
+                line = "\n" + line
+        file.write(line.encode() + b"\n")
 
 
 def read_trace(path: str | os.PathLike) -> list[dict]:
     """The updates of a trace by step. A step that was run again after a resume counts as the last run made it.
 
-    A last line that was cut off by a crash is left out.
+    A line that was cut off by a crash is left out.
     """
     updates: dict[int, dict] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             update = json.loads(line)
-        except json.JSONDecodeError:
+            updates[update["step"]] = update
+        except (json.JSONDecodeError, TypeError, KeyError):
             continue
-        updates[update["step"]] = update
     return [updates[step] for step in sorted(updates)]

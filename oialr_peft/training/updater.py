@@ -15,6 +15,9 @@ from ..moments import MomentCarrier
 from ..update import update_bases
 from ..update_report import UpdateReport
 from ..workers import Parallel, digest, fsdp_modules, full_tensor
+from . import notices
+from .averages import Averages
+from .optimizer_steps import OptimizerSteps
 
 
 class OIALRUpdater:
@@ -29,10 +32,15 @@ class OIALRUpdater:
         optimizer.zero_grad()
     ```
 
+    Steps are counted by a hook of the optimizer, so a call for each micro-batch, or one before `optimizer.step()`,
+    counts right too, and gradients that wait for the next step move with the bases.
+
     Args:
         model: a PEFT model with an OIALR adapter, or a transformers model with one (`model.add_adapter`).
         optimizer: the optimizer that trains it, also as wrapped by Accelerate. Parameters keep their identity through
             every update, so parameter groups, schedulers and wrappers stay valid.
+        total_steps: the optimizer steps of the whole run, where they are known; default `None`. With them a run that
+            is too short for every layer to come due says so before step 1.
         check: on several processes, compare ranks, factors and moments after every update and stop where they differ.
             Default `False`; it costs a hash of all factors. For hunting faults.
 
@@ -42,17 +50,24 @@ class OIALRUpdater:
         RuntimeError: on several processes, when they have different configs, layers or ranks, or one reports an error.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Any, *, check: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Any, *, total_steps: int | None = None, check: bool = False
+    ) -> None:
         self.check = check
         self.layers = active_layers(model)
         self.optimizer = optimizer
         self.steps = 0
+        self._warned: set[str] = set()
         error: Exception | None = None
         try:
             self._take(model)
         except Exception as found:
             error = found
         self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
+        if total_steps is not None:
+            names = [name for name, *_ in self.layers]
+            self._warn_once("too short", notices.too_short(self.config.schedule, names, total_steps))
+        self._warn_once("never cut", notices.never_cut(self.layers, self.config.rank_multiple))
 
     def _take(self, model: nn.Module) -> None:
         if not self.layers:
@@ -66,6 +81,10 @@ class OIALRUpdater:
         self.carrier = MomentCarrier(self.optimizer, self.config.moments)
         self._watch = next((watch for _, layer, _ in self.layers if (watch := layer.watches.get(adapter))), None)
         self._check_optimizer()
+        self._steps_taken = OptimizerSteps(self.carrier.optimizer)
+        self._averages = Averages(model, self.layers, self._watch)
+        if self._watch is not None:
+            self._watch.attend()
 
     @property
     def sharded(self) -> bool:
@@ -97,27 +116,77 @@ class OIALRUpdater:
         return {name: layer.parameter(adapter) for name, layer, adapter in self.layers}
 
     def step(self) -> UpdateReport | None:
-        """Count one optimizer step; where an update is due after it, make it and report it.
-
-        Calls inside an accumulation window of Accelerate and steps that its gradient scaler skipped are not counted.
-        """
+        """Count the optimizer steps since the last call; where an update came due with them, make it and report it."""
+        taken = self._new_steps()
+        if not taken:
+            return None
         if self._watch is not None:
             self._watch.reset()
-        window = getattr(self.optimizer, "gradient_state", None)
-        if getattr(self.optimizer, "step_was_skipped", False) or not getattr(window, "sync_gradients", True):
-            return None
-        self.steps += 1
-        number = self.config.schedule.update_number(self.steps)
-        if number is None:
-            return None
+        numbers = map(self.config.schedule.update_number, range(self.steps + 1, self.steps + taken + 1))
+        number = max((number for number in numbers if number is not None), default=None)
+        self.steps += taken
+        self._averages.warn_of_others(update=number is not None)
+        return None if number is None else self._update(number)
+
+    def _update(self, number: int) -> UpdateReport:
         self.parallel.before_update()
         workers = self.parallel.workers
-        report = update_bases(self.layers, self.config, self.carrier, workers, step=self.steps, update_number=number)
+        with self.carrier.moving_gradients(self._parameters().values()), self._averages.moving():
+            report = update_bases(
+                self.layers, self.config, self.carrier, workers, step=self.steps, update_number=number
+            )
         if report.factorised or report.changed:
             self.parallel.after_update()
         if self.check:
             workers.require_equal(self._digests())
+        self._warn_once("large drop", notices.large_drop(report, self.config))
         return report
+
+    def _new_steps(self) -> int:
+        """The optimizer steps since the last call.
+
+        Where the optimizer has taken none at all and no gradient waits for one, nothing trains: the schedule is driven
+        by hand, and each call counts as one.
+        """
+        taken = self._steps_taken.since_last_asked()
+        if taken or self._steps_taken.total or any(p.grad is not None for p in self._parameters().values()):
+            return taken
+        window = getattr(self.optimizer, "gradient_state", None)  # Accelerate's
+        if getattr(self.optimizer, "step_was_skipped", False) or not getattr(window, "sync_gradients", True):
+            return 0
+        self._warn_once(
+            "no steps",
+            f"`OIALRUpdater.step()` was called, but its {type(self.carrier.optimizer).__name__} has taken no step yet "
+            "and there are no gradients; each such call counts as one step. In training call it after every "
+            "`optimizer.step()`, with the optimizer that the updater was made with.",
+        )
+        return 1
+
+    def follow(self, average: Any) -> None:
+        """Move an average of the weights (EMA, SWA) along at every update; without this it would be wrong after one.
+
+        Args:
+            average: a copy of the model that is averaged into, such as `torch.optim.swa_utils.AveragedModel` or timm's
+                `ModelEmaV3`; or the tensors of an average in the order of `model.parameters()`, all or those that
+                train, or what holds them as `.shadow_params`, such as diffusers' `EMAModel`.
+
+        Raises:
+            ValueError: the average does not fit the model.
+            NotImplementedError: the model is sharded over processes.
+        """
+        if self.sharded:
+            raise NotImplementedError("Averages of a model that FSDP2 has sharded cannot follow its bases yet.")
+        self._averages.follow(average)
+
+    def summary(self) -> str:
+        """How the run went, in two sentences; warns where half of the layers or more are still at full rank."""
+        self._warn_once("full rank", notices.at_full_rank(self.layers, self.config))
+        return notices.summary(self.layers, self.steps)
+
+    def _warn_once(self, kind: str, message: str | None) -> None:
+        if message is not None and kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, OIALRWarning, stacklevel=4)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON. Bases and ranks are in the adapter, moments in the optimizer; under FSDP ranks are here."""
@@ -127,6 +196,7 @@ class OIALRUpdater:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict()`; load the adapter and the optimizer's state as well."""
         self.steps = int(state["steps"])
+        self._steps_taken.since_last_asked()
         for name, layer, adapter in self.layers:
             if name in state.get("live_ranks", {}):
                 layer.sharded_ranks[adapter] = state["live_ranks"][name]

@@ -199,24 +199,34 @@ def test_a_frozen_adapter_and_a_foreign_optimizer_are_refused(mlp):
         OIALRUpdater(model, optimizer)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_run_without_callback_warns_once_and_names_the_line(fused, tmp_path):
-    optim = "adamw_torch_fused" if fused else "adamw_torch"
-    run = trainer(str(tmp_path), callbacks=[], optim=optim, gradient_accumulation_steps=2)
+@pytest.mark.parametrize("steps", [1, 24], ids=["a run too short for an update", "a longer one"])
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch"])
+def test_a_run_without_callback_warns_once_and_names_the_line(optim, steps, tmp_path):
+    run = trainer(str(tmp_path), callbacks=[], optim=optim, gradient_accumulation_steps=2, max_steps=steps)
     with pytest.warns(OIALRWarning, match=r"callbacks=\[OIALRCallback\(\)\].*updater.step\(\)") as caught:
         run.train()
     messages = [str(w.message) for w in caught if w.category is OIALRWarning]
     assert len(messages) == 1
     assert messages[0].startswith(
-        "11 optimizer steps were taken, but no OIALR update was made; one was due by step 10"
+        "An optimizer trains an OIALR adapter, but no OIALRCallback or OIALRUpdater was made"
     )
 
 
-def test_no_warning_when_the_updates_are_made_or_not_yet_due(tmp_path):
+def test_an_updater_that_is_never_called_is_noticed_at_the_second_update(mlp):
+    model = get_peft_model(mlp, OIALRConfig(delay=2, update_interval=3))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    updater = OIALRUpdater(model, optimizer)
+    with pytest.warns(OIALRWarning, match="6 optimizer steps were taken, but no OIALR update was made") as caught:
+        for _ in range(9):
+            optimizer.step()
+    assert len(caught) == 1
+    assert updater.steps == 0
+
+
+def test_no_warning_when_the_updates_are_made(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", OIALRWarning)
         trainer(str(tmp_path)).train()
-        trainer(str(tmp_path), callbacks=[], max_steps=10).train()
 
 
 def test_a_layer_with_non_finite_sigma_is_skipped_with_one_warning(mlp):

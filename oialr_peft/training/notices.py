@@ -1,0 +1,136 @@
+"""What a run should be told about itself, in words: each function returns a sentence, or None where all is well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from ..config import OIALRConfig
+from ..layers import OIALRLayer
+from ..linalg import factored_size, two_factor_size
+from ..policy import Schedule
+from ..update_report import UpdateReport
+
+
+Layers = Sequence[tuple[str, OIALRLayer, str]]
+LARGE_DROP = 0.1  # share of a weight's energy, its squared norm; usual cuts drop a few thousandths
+
+
+def too_short(schedule: Schedule, names: Sequence[str], last: int) -> str | None:
+    """A run of `last` optimizer steps ends before every layer came due for a cut."""
+    first = schedule.delay or schedule.update_interval
+    if last < first:
+        return (
+            f"This run ends at optimizer step {last}, before the first OIALR update at step {first}: nothing will be "
+            "cut. Lower `delay` or `update_interval`, or train longer."
+        )
+    updates = (last - first) // schedule.update_interval + 1
+    never = len(names) - schedule.layers_due(updates, len(names))
+    if not never:
+        return None
+    needed = math.ceil(1 / schedule.layer_step - 1e-9)  # updates until all layers are due
+    intervals = needed - 1 if schedule.delay else needed
+    ways = [f"`layer_step={math.ceil(1000 / updates) / 1000:g}`"]
+    if interval := (last - schedule.delay) // intervals:
+        ways.insert(0, f"`update_interval={interval}`")
+    return (
+        f"This run ends at optimizer step {last}, after {updates} OIALR updates. Layers come due from the last to the "
+        f"first, so {never} of {len(names)}, {_named(names[:never])}, never do and keep their rank. All would with "
+        f"{' or with '.join(ways)}."
+    )
+
+
+def never_cut(layers: Layers, multiple: int) -> str | None:
+    """Layers whose rank is no larger than `rank_multiple`."""
+    held = [
+        f"{name} (rank {layer.rank(adapter)})" for name, layer, adapter in layers if layer.rank(adapter) <= multiple
+    ]
+    if multiple == 1 or not held:
+        return None
+    return (
+        f"`rank_multiple={multiple}` rounds ranks up to its multiples, so {len(held)} of {len(layers)} layers can "
+        f"never be cut: {_named(held)}. Lower `rank_multiple` below their ranks, or leave them out with "
+        "`exclude_modules`."
+    )
+
+
+def large_drop(report: UpdateReport, config: OIALRConfig) -> str | None:
+    """A cut that took a large share of a weight; at factorisation to a chosen `r` that is no surprise."""
+    large = {name: share for name, share in report.dropped.items() if share > LARGE_DROP}
+    if not large or (report.factorised and (config.r is not None or config.rank_pattern)):
+        return None
+    worst = max(large, key=large.__getitem__)
+    before, after = report.changed[worst]
+    return (
+        f"The OIALR update at step {report.step} dropped more than {LARGE_DROP:.0%} of the energy (squared norm) of "
+        f"{len(large)} layers, most of '{worst}': {large[worst]:.0%}, rank {before} to {after}. `sigma_cutoff` is a "
+        "share of the largest singular value, so one outlier makes all others look small. Lower `sigma_cutoff` (now "
+        f"{config.sigma_cutoff:g}) or `max_cut` (now {config.max_cut:g}). Later cuts are in the logs as "
+        "`oialr/max_dropped_energy`."
+    )
+
+
+def at_full_rank(layers: Layers, config: OIALRConfig) -> str | None:
+    """Half of the layers or more end at their full rank although cuts were wanted, so little or nothing is smaller."""
+    full = [n for n, layer, a in layers if layer.is_factored(a) and layer.rank(a) == layer.full_rank]
+    if 2 * len(full) < len(layers) or not full or not config.sigma_cutoff or not config.max_cut:
+        return None
+    return (
+        f"{len(full)} of {len(layers)} OIALR layers end at their full rank, {_named(full)}, and are no smaller than "
+        f"dense ones. Raise `sigma_cutoff` (now {config.sigma_cutoff:g}), lower `update_interval` (now "
+        f"{config.update_interval}), train longer, or start lower, with `r=0.25` for instance."
+    )
+
+
+def higher_ranks(before: dict[str, int | None], layers: Layers, checkpoint: str | None) -> str | None:
+    """The best model was loaded at the end, and it is of an earlier phase than the last; None stands for dense."""
+    now = rank_or_dense(layers)
+    dense = [name for name, rank in now.items() if rank is None and before[name] is not None]
+    higher = [name for name, rank in now.items() if rank is not None and rank > (before[name] or rank)]
+    if not dense and not higher:
+        return None
+    what = (
+        f"{len(dense)} of {len(now)} layers are dense again, {_named(dense)}"
+        if dense
+        else f"{len(higher)} of {len(now)} layers have a higher rank again, first '{higher[0]}': {now[higher[0]]} "
+        f"instead of {before[higher[0]]}"
+    )
+    return (
+        f"`load_best_model_at_end` brought back {checkpoint}, which is of an earlier phase than the end of training: "
+        f"{what}. What is saved now is larger than what training ended with. To have the last model, set "
+        "`load_best_model_at_end=False`; to choose among the smaller ones, start evaluating after the cuts "
+        "(`eval_delay`)."
+    )
+
+
+def rank_or_dense(layers: Layers) -> dict[str, int | None]:
+    """{name: rank, or None while the layer is dense}."""
+    return {name: layer.rank(a) if layer.is_factored(a) else None for name, layer, a in layers}
+
+
+def summary(layers: Layers, steps: int) -> str:
+    """How a run ended, in two sentences."""
+    ranks = [layer.rank(a) for _, layer, a in layers]
+    full = [layer.full_rank for _, layer, _ in layers]
+    dense = sum(math.prod(layer.matrix_shape) for _, layer, _ in layers)
+    held = sum(
+        factored_size(layer.matrix_shape, layer.rank(a)) if layer.is_factored(a) else math.prod(layer.matrix_shape)
+        for _, layer, a in layers
+    )
+    compressed = sum(
+        min(two_factor_size(layer.matrix_shape, layer.rank(a)), math.prod(layer.matrix_shape))
+        for _, layer, a in layers
+    )
+    trained = sum(layer.trainable_size(a) for _, layer, a in layers)
+    return (
+        f"OIALR after {steps} optimizer steps: {sum(r < f for r, f in zip(ranks, full, strict=True))} of "
+        f"{len(ranks)} layers are below their full rank, mean rank {sum(ranks) / len(ranks):.4g} of "
+        f"{sum(full) / len(full):.4g}. Of their {dense:,} dense parameters the adapter holds {held / dense:.0%}, "
+        f"{trained / dense:.0%} train, and `save_compressed` would keep {compressed / dense:.0%}."
+    )
+
+
+def _named(names: Iterable[str]) -> str:
+    """The first and the last of some names."""
+    names = list(names)
+    return " and ".join(names) if len(names) < 3 else f"{names[0]} to {names[-1]}"

@@ -1,0 +1,162 @@
+"""What a run is told about itself: too short, a large cut, never cut, at full rank, the best of another phase."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
+from oialr_peft.policy import Schedule
+from oialr_peft.training.notices import too_short
+from tests.conftest import MLP
+from tests.training.runs import dataset, trainer
+
+
+def adapted(**settings):
+    """A model with an updater, its optimizer, and a function that makes steps."""
+    model = get_peft_model(settings.pop("model", None) or MLP(), OIALRConfig(**settings))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    return model, optimizer
+
+
+def outlier(values: int = 24) -> MLP:
+    """A model whose middle layer has one large singular value and many of one tenth of it (D.4)."""
+    model = MLP()
+    spectrum = torch.tensor([12.0, *torch.linspace(1.1, 0.9, values - 1)])
+    u, _, vh = torch.linalg.svd(torch.randn(values, values))
+    model.middle.weight.data = u @ torch.diag(spectrum) @ vh
+    return model
+
+
+NAMES = [f"layer{i}" for i in range(25)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last", "never"),
+    [
+        (Schedule(0, 400, 0.1), 1500, 18),  # the defaults: three updates, seven of 25 layers
+        (Schedule(0, 400, 0.1), 3999, 3),
+        (Schedule(0, 400, 0.1), 4000, 0),
+        (Schedule(1000, 400, 0.1), 4600, 0),
+        (Schedule(1000, 400, 0.1), 4599, 3),
+        (Schedule(0, 100, 1.0), 100, 0),
+    ],
+)
+def test_layers_that_never_come_due_are_named_with_what_to_set(schedule, last, never):
+    message = too_short(schedule, NAMES, last)
+    assert (message is None) == (never == 0)
+    if message:
+        assert f"so {never} of 25, layer0 to layer{never - 1}, never do" in message
+        interval = int(message.split("`update_interval=")[1].split("`")[0])
+        step = float(message.split("`layer_step=")[1].split("`")[0])
+        assert too_short(Schedule(schedule.delay, interval, schedule.layer_step), NAMES, last) is None
+        assert too_short(Schedule(schedule.delay, interval + 1, schedule.layer_step), NAMES, last)
+        assert too_short(Schedule(schedule.delay, schedule.update_interval, step), NAMES, last) is None
+
+
+def test_a_run_too_short_for_every_layer_says_so_before_step_one(tmp_path):
+    with pytest.warns(OIALRWarning, match="after 1 OIALR updates.* 12 of 14, .* never do and keep their rank"):
+        trainer(str(tmp_path), settings={"delay": 0, "update_interval": 4, "layer_step": 0.2}, max_steps=6).train()
+    model, optimizer = adapted()
+    with pytest.warns(OIALRWarning, match="ends at optimizer step 300, before the first OIALR update at step 400"):
+        OIALRUpdater(model, optimizer, total_steps=300)
+
+
+def test_one_outlier_that_takes_a_layer_along_is_told_once():
+    model, optimizer = adapted(model=outlier(), update_interval=1, layer_step=1.0, max_cut=1.0)
+    updater = OIALRUpdater(model, optimizer)
+    with pytest.warns(
+        OIALRWarning, match=r"most of 'middle': 1\d%, rank 24 to \d+\. `sigma_cutoff` is a share"
+    ) as caught:
+        for _ in range(3):
+            optimizer.step()
+            report = updater.step()
+    assert len(caught) == 1
+    assert report.ranks["middle"] < 6
+
+
+def test_a_chosen_rank_at_factorisation_is_no_surprise():
+    model, optimizer = adapted(delay=1, r=0.1)
+    updater = OIALRUpdater(model, optimizer)
+    optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        report = updater.step()
+    assert max(report.dropped.values()) > 0.1
+
+
+def test_layers_that_rank_multiple_keeps_from_being_cut_are_named():
+    model, optimizer = adapted(rank_multiple=16, rank_pattern={"last": 8})
+    with pytest.warns(OIALRWarning, match=r"2 of 3 layers can never be cut: first \(rank 12\) and last \(rank 8\)\."):
+        OIALRUpdater(model, optimizer)
+
+
+@pytest.mark.parametrize("cutoff", [1e-6, 0.0], ids=["wanted", "not wanted"])
+def test_layers_still_at_full_rank_at_the_end_are_told(cutoff, capsys, tmp_path):
+    settings = {"delay": 0, "layer_step": 1.0, "sigma_cutoff": cutoff}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", OIALRWarning)
+        trainer(str(tmp_path), settings=settings, max_steps=6).train()
+    messages = [str(w.message) for w in caught if w.category is OIALRWarning]
+    assert [m.startswith("14 of 14 OIALR layers end at their full rank") for m in messages] == [True] * bool(cutoff)
+    out = capsys.readouterr().out
+    assert "OIALR after 6 optimizer steps: 0 of 14 layers are below their full rank" in out
+
+
+def test_the_console_gets_a_line_of_words_per_update_and_a_summary(capsys, tmp_path):
+    run = trainer(str(tmp_path))
+    run.train()
+    out = capsys.readouterr().out
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("OIALR update")] == [
+        f"OIALR update {number} at step {step}" for number, step in enumerate(range(6, 23, 4), 1)
+    ]
+    assert "'oialr/" not in out  # no dict of ours between those of the losses
+    last = [line for line in out.splitlines() if line.startswith("OIALR")][-1]
+    ranks = run.model.base_model.ranks().values()
+    assert last.startswith("OIALR after 24 optimizer steps: ")
+    assert f"mean rank {sum(ranks) / 14:.4g} of 13.71" in last
+    assert [entry["step"] for entry in run.state.log_history if "oialr/mean_rank" in entry] == list(range(6, 23, 4))
+
+
+def best_of(scores, tmp_path, **arguments):
+    """A run that loads the best of its checkpoints at the end; a score for each, every 3 steps."""
+    scores = iter(scores)
+    run = trainer(
+        str(tmp_path),
+        eval_dataset=dataset(8),
+        eval_strategy="steps",
+        eval_steps=3,
+        save_strategy="steps",
+        save_steps=3,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        max_steps=12,
+        settings={"update_interval": 3, "layer_step": 1.0},
+    )
+    run.compute_metrics = lambda _: {"score": next(scores)}
+    run.train()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([9, 1, 1, 1], r"checkpoint-3, .* 14 of 14 layers are dense again"),
+        ([1, 9, 1, 1], r"checkpoint-6, .* layers have a higher rank again, first '.*': \d+ instead of \d+"),
+        ([1, 1, 1, 9], None),
+    ],
+    ids=["dense", "higher ranks", "the last"],
+)
+def test_a_best_model_of_an_earlier_phase_is_told(scores, words, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", OIALRWarning)
+        run = best_of(scores, tmp_path)
+    messages = [str(w.message) for w in caught if "load_best_model_at_end" in str(w.message)]
+    assert len(messages) == (words is not None)
+    if words:
+        assert re.search(words, messages[0])
+        assert Path(run.state.best_model_checkpoint).name in messages[0]

@@ -1,0 +1,146 @@
+"""Updates follow the optimizer's steps, wherever and however often `updater.step()` is called; no gradient is lost."""
+
+import warnings
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
+from tests.conftest import MLP
+
+
+SEEDED = torch.Generator().manual_seed(5)
+X, Y = torch.randn(64, 12, generator=SEEDED).double(), torch.randint(0, 4, (64,), generator=SEEDED)
+PLACES = [  # of `updater.step()` in a loop
+    "after",
+    "before",
+    "every micro-batch",
+    "after zero_grad",
+]
+
+
+def train(place: str, update_interval: int = 3):
+    """Nine steps of two micro-batches in float64 with the updater called in one of PLACES; the model and updater."""
+    torch.manual_seed(0)
+    config = OIALRConfig(update_interval=update_interval, layer_step=1.0, sigma_cutoff=0.0, train_rest=True)
+    model = get_peft_model(MLP().double(), config)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    updater = OIALRUpdater(model, optimizer)
+    for _ in range(9):
+        for x, y in zip(X.chunk(2), Y.chunk(2), strict=True):
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            if place == "every micro-batch":
+                updater.step()
+        if place == "before":
+            updater.step()
+        optimizer.step()
+        if place == "after":
+            updater.step()
+        optimizer.zero_grad()
+        if place == "after zero_grad":
+            updater.step()
+    return model, updater
+
+
+def weights(model):
+    return model.merge_and_unload().state_dict()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_rotation_is_invisible_wherever_the_updater_is_called(place):
+    """Momentum is equivariant, so a run whose gradients all arrive equals one that never rotates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        model, updater = train(place)
+    assert updater.steps == (9 if place.startswith("after") else 8)  # nobody asks about the last one
+    expected, found = weights(train("after", update_interval=1000)[0]), weights(model)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_calls_inside_an_accumulation_window_make_no_update():
+    model = get_peft_model(MLP(), OIALRConfig(update_interval=2))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    updater, reports = OIALRUpdater(model, optimizer), []
+    for micro_batch in range(1, 17):
+        model(torch.randn(4, 12)).sum().backward()
+        if micro_batch % 4 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        reports.append(updater.step())
+    assert [report.step for report in reports if report] == [2, 4]
+    assert [index for index, report in enumerate(reports, 1) if report] == [8, 16]
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_a_gradient_that_waits_for_its_step_moves_with_the_bases(delay):
+    """Changed by gradient descent before or after the update, the weight is the same."""
+    torch.manual_seed(0)
+    config = OIALRConfig(delay=delay, update_interval=1, layer_step=1.0, sigma_cutoff=0.0, train_rest=True)
+    model = get_peft_model(MLP().double(), config)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    updater = OIALRUpdater(model, optimizer)
+    optimizer.step()
+    torch.nn.functional.cross_entropy(model(X), Y).backward()
+    _, layer, adapter = updater.layers[1]  # square, so nothing of its gradient lies outside the bases
+    gradient = layer.parameter(adapter).grad
+    if layer.is_factored(adapter):
+        gradient = layer.factors(adapter).u @ gradient @ layer.factors(adapter).vh
+    assert updater.step() is not None
+    u, _, vh = layer.factors(adapter)
+    torch.testing.assert_close(u @ layer.parameter(adapter).grad @ vh, gradient, rtol=1e-6, atol=1e-12)
+
+
+def test_steps_that_nobody_asked_about_count_and_a_passed_update_is_made():
+    model = get_peft_model(MLP(), OIALRConfig(update_interval=4))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    updater = OIALRUpdater(model, optimizer)
+    for _ in range(10):
+        optimizer.step()
+    report = updater.step()
+    assert (report.step, report.update_number) == (10, 2)
+    assert updater.step() is None
+
+
+def test_a_step_that_the_gradient_scaler_skipped_is_none():
+    model = get_peft_model(MLP(), OIALRConfig(update_interval=2))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    updater, scaler, reports = OIALRUpdater(model, optimizer), torch.amp.GradScaler("cpu", init_scale=1.0), []
+    for scale in (1.0, float("inf"), float("inf"), 1.0):
+        scaler.scale(model(torch.randn(4, 12)).sum() * scale).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        reports.append(updater.step())
+        optimizer.zero_grad()
+    assert [report is not None for report in reports] == [False, False, False, True]
+    assert updater.steps == 2
+
+
+def test_calls_without_any_training_count_and_say_so_once():
+    model = get_peft_model(MLP(), OIALRConfig(update_interval=2))
+    updater = OIALRUpdater(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
+    with pytest.warns(OIALRWarning, match="its AdamW has taken no step yet and there are no gradients") as caught:
+        assert [updater.step() is not None for _ in range(4)] == [False, True, False, True]
+    assert len(caught) == 1
+
+
+def test_an_updater_with_another_optimizer_than_the_one_that_trains_is_noticed():
+    model = get_peft_model(MLP(), OIALRConfig(update_interval=2))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    updater, trains = OIALRUpdater(model, torch.optim.AdamW(parameters)), torch.optim.AdamW(parameters)
+    with pytest.warns(OIALRWarning, match="3 optimizer steps were taken, .* of the optimizer that trains the adapter"):
+        for _ in range(4):
+            model(torch.randn(4, 12)).sum().backward()
+            trains.step()
+            assert updater.step() is None
+
+
+def test_the_hook_goes_with_the_updater():
+    model = get_peft_model(MLP(), OIALRConfig())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    updater = OIALRUpdater(model, optimizer)
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    del updater
+    assert len(optimizer._optimizer_step_post_hooks) == 0
