@@ -20,12 +20,14 @@ class Reads(TorchDispatchMode):
 
 def test_a_step_without_an_update_reads_nothing_back():
     model = get_peft_model(MLP(), OIALRConfig(r=0.5, update_interval=2))
-    updater = OIALRUpdater(model, torch.optim.AdamW(model.parameters()))
-    counts = []
+    optimizer = torch.optim.AdamW(model.parameters())
+    updater, counts = OIALRUpdater(model, optimizer), []
     for _ in range(4):
+        model(torch.randn(8, 12)).square().mean().backward()
+        optimizer.step()  # which reads its own step count
         with Reads() as reads:
-            model(torch.randn(8, 12)).square().mean().backward()
             updater.step()
+            model(torch.randn(8, 12))
         counts.append(reads.count)
     assert counts[0] == counts[2] == 0
     assert counts[1] > 0  # an update does, once per layer and SVD

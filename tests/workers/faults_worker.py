@@ -57,6 +57,7 @@ def nan_on_one_process() -> dict:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", OIALRWarning)
         updater.steps = 3 - 1
+        optimizer.step()  # without gradients: counted, and nothing changes
         report = updater.step()
     return {"skipped": report.skipped, "ranks": updater.layers[0][1].rank("default"), "warnings": len(caught)}
 
@@ -69,6 +70,7 @@ def sigma_off_by_a_little() -> dict:
         for sigma in sigmas(updater):
             sigma.data += 1e-6 * torch.randn_like(sigma)
     updater.steps = 3 - 1
+    optimizer.step()  # without gradients: counted, and nothing changes
     updater.step()
     return {"alike": alike(wrapped), "ranks": [layer.rank(a) for _, layer, a in updater.layers]}
 
