@@ -18,9 +18,10 @@ from torch import nn
 
 from ..compat.resize import resize_parameter
 from ..errors import OIALRWarning
-from ..layers import OIALRLayer, oialr_layers
-from ..linalg import Factors
+from ..layer import weights_of
+from ..linalg import BasisChange, Factors, Transport
 from ..missed_update import UpdateWatch
+from ..weights import AdaptedWeight
 
 
 NOT_FOLLOWED = (
@@ -32,34 +33,34 @@ NOT_FOLLOWED = (
 
 
 class Averages:
-    """The averages that follow the layers of one model, and a look-out for those that do not."""
+    """The averages that follow the weights of one model, and a look-out for those that do not."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[tuple[str, OIALRLayer, str]], watch: UpdateWatch | None):
-        self._model, self._layers, self._watch = weakref.ref(model), layers, watch
+    def __init__(self, model: nn.Module, weights: Sequence[AdaptedWeight], watch: UpdateWatch | None) -> None:
+        self._model, self._weights, self._watch = weakref.ref(model), weights, watch
         self._followers: list[_Copy | _Tensors] = []
-        self._written: weakref.WeakKeyDictionary[OIALRLayer, int] = weakref.WeakKeyDictionary()
+        self._written: weakref.WeakKeyDictionary[AdaptedWeight, int] = weakref.WeakKeyDictionary()
 
     def follow(self, average: Any) -> None:
         model = self._model()
-        assert model is not None
+        assert model is not None, "the caller of this holds the updater of a model that is gone"
         if isinstance(average, nn.Module):
-            self._followers.append(_Copy(average, self._layers))
+            self._followers.append(_Copy(average, self._weights))
         else:
-            self._followers.append(_Tensors(average, model, self._layers))
+            self._followers.append(_Tensors(average, model, self._weights))
 
     @contextmanager
     def moving(self) -> Iterator[None]:
-        """Around an update of the layers: what follows them is in their old bases before and in the new ones after."""
+        """Around an update of the weights: what follows them is in the old bases before and in the new ones after."""
         if not self._followers:
             yield
             return
-        before = [_bases(layer, adapter) for _, layer, adapter in self._layers]
+        before = [weight.factors for weight in self._weights]
         yield
-        for index, (_, layer, adapter) in enumerate(self._layers):
-            after = _bases(layer, adapter)
-            if after is not None and not _same(before[index], after):
+        for index, (old, weight) in enumerate(zip(before, self._weights, strict=True)):
+            new = weight.factors
+            if new.left is not old.left or new.right is not old.right:
                 for follower in self._followers:
-                    follower.move(index, layer, adapter, before[index], after)
+                    follower.move(index, new, _between(old, new))
 
     def warn_of_others(self, *, update: bool) -> None:
         """Warn before an `update` if a copy of the model that does not follow is being averaged into.
@@ -68,52 +69,44 @@ class Averages:
         """
         if self._watch is None or not self._watch.copies:
             return
-        followed = {layer for follower in self._followers for layer in follower.layers}
-        adapter = self._layers[0][2]
+        followed = {weight for follower in self._followers for weight in follower.weights}
         for copy in set(self._watch.copies) - followed:
-            if not copy.holds(adapter):
-                continue
             if copy not in self._written:
                 self._note(copy)
-                copy.register_load_state_dict_post_hook(lambda layer, _: self._note(layer))  # a load is no average
-            elif update and _times_written(copy, adapter) > self._written[copy]:
+                copy.on_load(lambda weight: self._note(weight))  # what is loaded is no average
+            elif update and copy.core._version > self._written[copy]:
                 self._watch.copies.discard(copy)
                 warnings.warn(NOT_FOLLOWED, OIALRWarning, stacklevel=4)
 
-    def _note(self, copy: Any) -> None:
-        adapter = self._layers[0][2]
-        if copy.holds(adapter):
-            self._written[copy] = _times_written(copy, adapter)
+    def _note(self, copy: AdaptedWeight) -> None:
+        """Remember how often the copy's core was written to in place, as autograd counts it."""
+        self._written[copy] = copy.core._version
 
 
 class _Copy:
     """An average that is a copy of the whole model."""
 
-    def __init__(self, average: nn.Module, layers: Sequence[tuple[str, OIALRLayer, str]]) -> None:
-        adapter = layers[0][2]
-        self.layers = [layer for _, layer in oialr_layers(average) if layer.holds(adapter)]
-        shapes = [layer.matrix_shape for layer in self.layers], [layer.matrix_shape for _, layer, _ in layers]
-        if shapes[0] != shapes[1]:
+    def __init__(self, average: nn.Module, weights: Sequence[AdaptedWeight]) -> None:
+        adapter = weights[0].adapter
+        self.weights = list(weights_of(average, adapter).values())
+        if [weight.matrix_shape for weight in self.weights] != [weight.matrix_shape for weight in weights]:
             raise ValueError(
-                f"{type(average).__name__} holds {len(shapes[0])} OIALR layers of the adapter {adapter!r}, the model "
-                f"{len(shapes[1])}; the average must be a copy of the model, made after the adapter was."
+                f"{type(average).__name__} holds {len(self.weights)} OIALR layers of the adapter {adapter!r}, the "
+                f"model {len(weights)}; the average must be a copy of the model, made after the adapter was."
             )
 
-    def move(self, index: int, layer: OIALRLayer, adapter: str, before: Factors | None, after: Factors) -> None:
-        copy = self.layers[index]
-        sigma = _in_bases(copy.matrix(adapter), before, after)
-        copy.match_rank(adapter, layer.rank(adapter))
-        with torch.no_grad():
-            for held, new in zip(copy.factors(adapter), Factors(after.u, sigma, after.vh), strict=True):
-                held.copy_(new)
+    def move(self, index: int, bases: Factors, transport: Transport) -> None:
+        weight, device = self.weights[index], self.weights[index].core.device
+        left, right = (None if b is None else b.to(device, copy=True) for b in (bases.left, bases.right))
+        weight.apply(BasisChange(Factors(left, _moved(weight.matrix, transport), right), transport))
 
 
 class _Tensors:
     """An average that is a list of tensors, in the order of the model's parameters: all, or those that train."""
 
-    layers: Sequence[OIALRLayer] = ()
+    weights: Sequence[AdaptedWeight] = ()
 
-    def __init__(self, average: Any, model: nn.Module, layers: Sequence[tuple[str, OIALRLayer, str]]) -> None:
+    def __init__(self, average: Any, model: nn.Module, weights: Sequence[AdaptedWeight]) -> None:
         self._average = average
         count, everything = len(self._tensors()), list(model.parameters())
         lists = [everything, [p for p in everything if p.requires_grad]]
@@ -124,33 +117,32 @@ class _Tensors:
                 "train; it must hold one for each of either, in their order."
             )
         places = {id(parameter): place for place, parameter in enumerate(held)}
-        self._places = [places[id(layer.parameter(adapter))] for _, layer, adapter in layers]
+        self._places = [(places[id(weight.core)], weight.matrix_shape) for weight in weights]
 
     def _tensors(self) -> list[torch.Tensor]:
         return list(getattr(self._average, "shadow_params", self._average))  # diffusers' EMAModel replaces its list
 
-    def move(self, index: int, layer: OIALRLayer, adapter: str, before: Factors | None, after: Factors) -> None:
-        tensor: Any = self._tensors()[self._places[index]]
-        matrix = tensor.detach() if before is not None else tensor.detach().reshape(layer.matrix_shape)
-        resize_parameter(tensor, _in_bases(matrix, before, after).to(tensor.device))
+    def move(self, index: int, bases: Factors, transport: Transport) -> None:
+        place, matrix_shape = self._places[index]
+        tensor: Any = self._tensors()[place]
+        matrix = tensor.detach()
+        if matrix.ndim != len(matrix_shape):  # the dense kernel of a convolution
+            matrix = matrix.reshape(matrix_shape)
+        resize_parameter(tensor, _moved(matrix, transport))
 
 
-def _bases(layer: OIALRLayer, adapter: str) -> Factors | None:
-    return layer.factors(adapter) if layer.is_factored(adapter) else None
+def _between(before: Factors, after: Factors) -> Transport:
+    """Where what lives in the bases `before` lies in those `after`, as far as it does."""
+
+    def turn(old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | None:
+        if old is None or new is None:
+            return new if old is None else old.mT
+        return old.mT @ new
+
+    rights = (None if basis is None else basis.mT for basis in (before.right, after.right))
+    return Transport(turn(before.left, after.left), turn(*rights))
 
 
-def _same(before: Factors | None, after: Factors) -> bool:
-    return before is not None and before.u is after.u
-
-
-def _in_bases(matrix: torch.Tensor, before: Factors | None, after: Factors) -> torch.Tensor:
-    """The sigma of an average in the bases `after`; `matrix` is its sigma in those `before`, or its dense weight."""
-    left, right = after.u.mT, after.vh.mT
-    if before is not None:
-        left, right = left @ before.u, before.vh @ right
-    return (left @ matrix.to(device=left.device, dtype=left.dtype) @ right).to(matrix.dtype)
-
-
-def _times_written(layer: OIALRLayer, adapter: str) -> int:
-    """How often the adapter's parameter was written to in place, as autograd counts it."""
-    return layer.parameter(adapter)._version
+def _moved(matrix: torch.Tensor, transport: Transport) -> torch.Tensor:
+    example = next((part for part in transport if part is not None), matrix)
+    return transport(matrix.to(device=example.device, dtype=example.dtype)).to(matrix)

@@ -82,7 +82,7 @@ class OIALRUpdater:
         self._watch = next((watch for _, layer, _ in self.layers if (watch := layer.watches.get(adapter))), None)
         self._check_optimizer()
         self._steps_taken = OptimizerSteps(self.carrier.optimizer)
-        self._averages = Averages(model, self.layers, self._watch)
+        self._averages = Averages(model, [layer.weights[a] for _, layer, a in self.layers], self._watch)
         if self._watch is not None:
             self._watch.attend()
 

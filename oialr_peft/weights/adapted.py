@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -138,6 +138,10 @@ class AdaptedWeight:
             self._hold(Factors(None, zeros(self.shape), None), self.core)
         else:
             self._hold(Factors(*map(zeros, factor_shapes(self.matrix_shape, rank))), self.core)
+
+    def on_load(self, call: Callable[[AdaptedWeight], None]) -> None:
+        """Call with this weight whenever a state dict was loaded into it."""
+        self._stores[self.form.core.name].register_load_state_dict_post_hook(lambda *_: call(self))
 
     def to(self, **to: Any) -> None:
         """Convert every tensor as `torch.Tensor.to` does."""

@@ -85,7 +85,7 @@ PHASES = {
 @pytest.mark.parametrize("settings", PHASES.values(), ids=PHASES)
 def test_an_averaged_model_that_follows_averages_weights(settings):
     model, average, dense = run(averaged, **settings)
-    copies = [m for m in average.modules() if hasattr(m, "oialr_sigma")]
+    copies = [m for m in average.modules() if hasattr(m, "kind")]
     if settings["sigma_cutoff"]:
         assert len(set(model.base_model.ranks().values())) > 1
     for layer, expected in zip(copies, dense, strict=True):
@@ -111,7 +111,7 @@ def test_a_list_of_tensors_that_follows_averages_weights(trained, settings):
         return [p for p in model.parameters() if p.requires_grad or not trained]
 
     model, shadow, dense = run(lambda model: Shadow(chosen(model)), chosen, **settings)
-    layers = [m for m in model.modules() if hasattr(m, "oialr_sigma")]
+    layers = [m for m in model.modules() if hasattr(m, "kind")]
     places = {id(p): place for place, p in enumerate(chosen(model))}
     for layer, expected in zip(layers, dense, strict=True):
         sigma = shadow.shadow_params[places[id(layer.parameter("default"))]]

@@ -87,7 +87,8 @@ def test_a_gradient_that_waits_for_its_step_moves_with_the_bases(delay):
     _, layer, adapter = updater.layers[1]  # square, so nothing of its gradient lies outside the bases
     gradient = layer.parameter(adapter).grad
     if layer.is_factored(adapter):
-        gradient = layer.factors(adapter).u @ gradient @ layer.factors(adapter).vh
+        u, _, vh = layer.factors(adapter)
+        gradient = u @ gradient @ vh
     assert updater.step() is not None
     u, _, vh = layer.factors(adapter)
     torch.testing.assert_close(u @ layer.parameter(adapter).grad @ vh, gradient, rtol=1e-6, atol=1e-12)
