@@ -37,12 +37,11 @@ class UpdateWatch:
         self._attended = False
         self._steps = 0
         self._warned = False
-        handle = register_optimizer_step_post_hook(self._on_step)
-        self._end = weakref.finalize(weight, handle.remove)
+        _WATCHES.add(self)
 
     def end(self) -> None:
         """Stop counting: the adapter is gone."""
-        self._end()
+        _WATCHES.discard(self)
 
     def attend(self) -> None:
         """An updater was made for this adapter."""
@@ -52,7 +51,8 @@ class UpdateWatch:
         """An update was made or found not to be due yet."""
         self._steps = 0
 
-    def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def on_step(self, optimizer: Any) -> None:
+        """Any optimizer of the process took a step."""
         for copy in list(self.copies):
             if _trains(optimizer, copy):
                 self.copies.discard(copy)
@@ -70,7 +70,7 @@ class UpdateWatch:
             else "An optimizer trains an OIALR adapter, but no OIALR update was made or is to come: there is no "
             f"OIALRCallback or OIALRUpdater for it. Ranks and bases stay as they are. {WAY_OUT}",
             OIALRWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
@@ -79,6 +79,19 @@ class UpdateWatch:
 
     def __reduce__(self):
         return type(None), ()
+
+
+# Watches end with their weights, but torch's hook stays: one that is removed while torch goes through its hooks, as
+# garbage collection may do, ends the step with an error.
+_WATCHES: weakref.WeakSet[UpdateWatch] = weakref.WeakSet()
+
+
+def _tell_watches(optimizer: Any, args: Any, kwargs: Any) -> None:
+    for watch in list(_WATCHES):
+        watch.on_step(optimizer)
+
+
+register_optimizer_step_post_hook(_tell_watches)
 
 
 def _trains(optimizer: Any, weight: AdaptedWeight) -> bool:

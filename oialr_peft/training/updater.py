@@ -149,7 +149,7 @@ class OIALRUpdater:
         by hand, and each call counts as one.
         """
         taken = self._steps_taken.since_last_asked()
-        if taken or self._steps_taken.total or any(p.grad is not None for p in self._parameters().values()):
+        if taken or self._steps_taken.any or any(p.grad is not None for p in self._parameters().values()):
             return taken
         window = getattr(self.optimizer, "gradient_state", None)  # Accelerate's
         if getattr(self.optimizer, "step_was_skipped", False) or not getattr(window, "sync_gradients", True):

@@ -1,5 +1,6 @@
 """Updates follow the optimizer's steps, wherever and however often `updater.step()` is called; no gradient is lost."""
 
+import gc
 import warnings
 
 import pytest
@@ -138,10 +139,31 @@ def test_an_updater_with_another_optimizer_than_the_one_that_trains_is_noticed()
             assert updater.step() is None
 
 
-def test_the_hook_goes_with_the_updater():
+def test_an_optimizer_that_calls_its_parents_step_takes_one_step():
+    class Child(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])  # from here on torch's hooks fire for both classes
+    model = get_peft_model(MLP(), OIALRConfig(update_interval=2))
+    optimizer = Child([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    updater = OIALRUpdater(model, optimizer)
+    for _ in range(3):
+        optimizer.step()
+        updater.step()
+    assert updater.steps == 3
+
+
+def test_updaters_that_come_and_go_leave_one_hook():
+    """Removing hooks from a finalizer ended the step during which garbage was collected."""
     model = get_peft_model(MLP(), OIALRConfig())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    updater = OIALRUpdater(model, optimizer)
+    for _ in range(3):
+        updater = OIALRUpdater(model, optimizer)
+        optimizer.step()
+        assert updater.step() is None
+        assert updater.steps == 1
     assert len(optimizer._optimizer_step_post_hooks) == 1
+    optimizer.register_step_post_hook(lambda *_: (model.base_model.delete_adapter("default"), gc.collect()))
     del updater
-    assert len(optimizer._optimizer_step_post_hooks) == 0
+    optimizer.step()
