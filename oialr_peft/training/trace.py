@@ -26,6 +26,7 @@ class Trace:
             self._try(lambda: self.path.unlink(missing_ok=True))
 
     def append(self, report: UpdateReport) -> None:
+        """Add one update."""
         self._try(lambda: _append(self.path, json.dumps(report.as_dict())))
 
     def _try(self, write) -> None:
