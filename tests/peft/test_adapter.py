@@ -141,6 +141,7 @@ def test_a_deleted_adapter_leaves_nothing_behind(mlp):
     model.add_adapter("gone", OIALRConfig(update_interval=1000))
     model.set_adapter("gone")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    OIALRUpdater(model, optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(5):  # more than the deleted adapter's watch would have borne
