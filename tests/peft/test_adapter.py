@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import oialr_peft
-from oialr_peft import OIALRConfig, OIALRModel, rank_report
+from oialr_peft import OIALRConfig, OIALRModel, OIALRUpdater, rank_report
 from oialr_peft.linalg import orthonormality_error
 from tests.conftest import MLP, tiny_gpt2, tokens
 
