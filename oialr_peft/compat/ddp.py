@@ -3,8 +3,8 @@
 Private in torch, seen in 2.7 to 2.13: what `DistributedDataParallel.__setstate__` calls to build a reducer
 (`_build_params_for_reducer`, `_build_debug_param_to_name_mapping`, `_ddp_init_helper`, `_set_static_graph` of reducer
 and logger), `_comm_hooks`, `_get_ddp_logging_data`, `_delay_*`, `_join_config`, `_module_parameters`,
-`_get_active_ddp_module`, `_set_params_and_buffers_to_ignore_for_model`; `dist._register_comm_hook` and
-`_register_builtin_comm_hook`. It can go once DDP has a public way to rebuild its reducer.
+`_get_active_ddp_module`, `_set_params_and_buffers_to_ignore_for_model`, `_register_builtin_comm_hook`. It can go once
+DDP has a public way to rebuild its reducer.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class DdpReducer:
             RuntimeError: no wrapper was seen, so gradients would not be averaged.
         """
         ddp = self.require()
-        hooks, builtin = list(ddp._comm_hooks), _builtin_hook(ddp)
+        hooks, builtin = ddp._comm_hooks, _builtin_hook(ddp)
         self._ignore_frozen(ddp)
         # The reducer's own hooks go with its last reference; the logger holds one too.
         ddp.reducer = ddp.logger = cast(Any, None)
@@ -81,9 +81,10 @@ class DdpReducer:
             ddp._static_graph_delay_allreduce_enqueued = False
             cast(Any, ddp.reducer)._set_static_graph()
             cast(Any, ddp.logger)._set_static_graph()
+        ddp._comm_hooks = []
         for hook, state in hooks:
             _forget_buckets(state)
-            cast(Any, dist)._register_comm_hook(ddp.reducer, state, hook)
+            ddp.register_comm_hook(state, hook)
         if builtin is not None:
             ddp._register_builtin_comm_hook(builtin)
         self._shapes = self._present_shapes()

@@ -1,0 +1,186 @@
+"""Run by torchrun on four processes: models of two processes each, what is sent, a policy that sees all layers."""
+
+import gc
+import json
+import sys
+import time
+from datetime import timedelta
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from peft import get_peft_model
+from torch.nn.parallel import DistributedDataParallel
+
+import oialr_peft.update
+from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft.layers import active_layers
+from oialr_peft.policy import RankRule
+from oialr_peft.workers import svd_cost
+from tests.conftest import MLP, tiny_llama
+from tests.workers.faults_worker import outcome_of
+
+
+def adamw(model):
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
+
+def config(**changes) -> OIALRConfig:
+    fields = {"update_interval": 3, "layer_step": 1.0, "sigma_cutoff": 0.5, "max_cut": 0.3, "train_rest": True}
+    return OIALRConfig(**{**fields, **changes})
+
+
+def trained_in(group, seed: int, steps: int = 7, wrapped_first: bool = True):
+    torch.manual_seed(seed)
+    model = get_peft_model(MLP(), config())
+    wrapped, optimizer = DistributedDataParallel(model, process_group=group), adamw(model)
+    updater = OIALRUpdater(wrapped if wrapped_first else model, optimizer, check=True)
+    for step in range(steps):
+        x = torch.randn(4, 12, generator=torch.Generator().manual_seed(1000 * seed + 10 * step + dist.get_rank()))
+        wrapped(x).square().mean().backward()
+        optimizer.step()
+        updater.step()
+        optimizer.zero_grad()
+    return model
+
+
+def pairs() -> list:
+    """The groups {0, 1} and {2, 3}; every process makes both."""
+    return [dist.new_group([0, 1]), dist.new_group([2, 3])]
+
+
+def two_groups_of_two(wrapped_first: bool = True) -> dict:
+    mine = dist.get_rank() // 2
+    model = trained_in(pairs()[mine], 1 + mine, wrapped_first=wrapped_first)
+    everyone = [None] * 4
+    dist.all_gather_object(everyone, dict(model.state_dict()))
+
+    def same(a, b):
+        return a.keys() == b.keys() and all(a[n].shape == b[n].shape and torch.equal(a[n], b[n]) for n in a)
+
+    return {
+        "within": same(everyone[0], everyone[1]) and same(everyone[2], everyone[3]),
+        "between": same(everyone[0], everyone[2]),
+    }
+
+
+def two_groups_wrapped_out_of_sight() -> dict:
+    return two_groups_of_two(wrapped_first=False)
+
+
+def a_model_on_two_of_four() -> dict:
+    group = pairs()[0]
+    return {"ranks": trained_in(group, 1).base_model.ranks()} if dist.get_rank() < 2 else {}
+
+
+class SharedBudget(RankRule):
+    """A joint rule: the largest singular values of all layers together, as many as a quarter of them."""
+
+    joint: ClassVar[bool] = True
+
+    def choose(self, spectra, facts):
+        values = torch.cat([torch.as_tensor(spectrum) for spectrum in spectra.values()])
+        least = values.sort(descending=True).values[values.numel() // 4]
+        return {name: max(1, int((spectrum > least).sum())) for name, spectrum in spectra.items()}
+
+
+class JointConfig(OIALRConfig):
+    @property
+    def rank_rule(self):
+        return SharedBudget(0.1, 0.5, 0.01)
+
+
+def joint_policy() -> dict:
+    """Ranks that depend on all spectra; they are those that one process alone would choose."""
+    torch.manual_seed(1)
+    model = get_peft_model(MLP(), JointConfig(update_interval=3, layer_step=1.0))
+    spectra = {name: layer.matrix(a).diagonal() for name, layer, a in active_layers(model)}
+    expected = SharedBudget(0.1, 0.5, 0.01).choose(spectra, {})
+    wrapped, optimizer = DistributedDataParallel(model), torch.optim.SGD(model.parameters(), lr=0.0)
+    updater = OIALRUpdater(wrapped, optimizer, check=True)
+    for _ in range(3):
+        wrapped(torch.ones(2, 12)).sum().backward()
+        optimizer.step()
+        updater.step()
+    return {"ranks": model.base_model.ranks(), "expected": expected}
+
+
+def nobody_waits_in_a_collective() -> dict:
+    """Process 1 takes long for its SVDs; no broadcast of a round may start before it is through with them."""
+    store, early = dist.PrefixStore("slow", dist.group.WORLD.get_group_store()), []
+    decompose, broadcast = oialr_peft.update.decompose, dist.broadcast
+
+    def slow(*args):
+        if dist.get_rank() == 1:
+            time.sleep(1.0)
+            store.set("done", "yes")
+        return decompose(*args)
+
+    def watching(*args, **kwargs):
+        if kwargs.get("async_op"):
+            early.append(not store.check(["done"]))
+        return broadcast(*args, **kwargs)
+
+    oialr_peft.update.decompose, dist.broadcast = slow, watching
+    try:
+        trained_in(None, 1, steps=3)
+    finally:
+        oialr_peft.update.decompose, dist.broadcast = decompose, broadcast
+    return {"broadcasts": len(early), "early": sum(early)}
+
+
+def sent_and_decomposed() -> dict:
+    """The bytes of a factorisation and of an update, and the work of every process."""
+    sent, costs, found = [], [], []
+    decompose, broadcast = oialr_peft.update.decompose, dist.broadcast
+
+    def counting(tensor, *args, **kwargs):
+        if kwargs.get("async_op"):
+            sent.append(tensor.nbytes)
+        return broadcast(tensor, *args, **kwargs)
+
+    def noting(matrix, *args):
+        costs.append(svd_cost(tuple(matrix.shape)))
+        return decompose(matrix, *args)
+
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_llama(), config(delay=2, update_interval=2, sigma_cutoff=0.0))
+    wrapped, optimizer = DistributedDataParallel(model), adamw(model)
+    updater = OIALRUpdater(wrapped, optimizer)
+    rows = torch.randint(0, 48, (4, 2, 8), generator=torch.Generator().manual_seed(1))
+    oialr_peft.update.decompose, dist.broadcast = noting, counting
+    try:
+        for row in rows:
+            wrapped(input_ids=row, labels=row).loss.backward()
+            optimizer.step()
+            sent.clear()
+            costs.clear()
+            if updater.step():
+                work = [None] * 4
+                dist.all_gather_object(work, sum(costs))
+                found.append({"bytes_sent": sum(sent), "costs": work, "messages": len(sent)})
+            optimizer.zero_grad()
+    finally:
+        oialr_peft.update.decompose, dist.broadcast = decompose, broadcast
+    return {"updates": found}
+
+
+SCENES = (
+    two_groups_of_two,
+    two_groups_wrapped_out_of_sight,
+    a_model_on_two_of_four,
+    joint_policy,
+    nobody_waits_in_a_collective,
+    sent_and_decomposed,
+)
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    torch.set_num_threads(1)
+    scenes = [scene for scene in SCENES if len(sys.argv) < 2 or scene.__name__ in sys.argv[1:]]
+    everything = {scene.__name__: outcome_of(scene) for scene in scenes}
+    if dist.get_rank() == 0:
+        print("RESULTS " + json.dumps(everything), flush=True)
+    gc.collect()  # reducers must go before their group, or gloo now and then hangs at exit
+    dist.destroy_process_group()
