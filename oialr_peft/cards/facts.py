@@ -16,9 +16,10 @@ from torch import nn
 
 from ..compat.transformers_ import config_name
 from ..config import OIALRConfig
-from ..layers import OIALRLayer, active_layers
+from ..layer import adapted_weights
 from ..linalg import factored_size, two_factor_size
 from ..report.ranks import rank_report
+from ..weights import AdaptedWeight
 
 
 Kind = Literal["adapter", "compressed"]
@@ -82,12 +83,12 @@ def gather(
     model: nn.Module, kind: Kind, repo_id: str | None = None, results: Mapping[str, float] | None = None
 ) -> CardFacts:
     """The facts of a model with an OIALR adapter (a PeftModel, or a model of transformers with one added)."""
-    found = active_layers(model)
+    found = adapted_weights(model)
     configs = cast("Mapping[str, PeftConfig]", getattr(model, "peft_config", {}))
     config = next((c for c in configs.values() if isinstance(c, OIALRConfig)), OIALRConfig())
-    config = next((configs[adapter] for _, _, adapter in found[:1]), config)
+    config = next((configs[weight.adapter] for weight in found.values()), config)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers = [_layer(name, layer, adapter, kind) for name, layer, adapter in found]
+    layers = [_layer(name, weight, kind) for name, weight in found.items()]
     report = rank_report(model) if found else None
     return CardFacts(
         kind=kind,
@@ -118,16 +119,13 @@ def hub_id(name: str | None) -> str | None:
     return name
 
 
-def _layer(name: str, layer: OIALRLayer, adapter: str, kind: Kind) -> LayerFacts:
-    dense, rank = math.prod(layer.weight_shape), None
-    held = dense
-    if layer.is_factored(adapter):
-        rank = layer.rank(adapter)
+def _layer(name: str, weight: AdaptedWeight, kind: Kind) -> LayerFacts:
+    dense = math.prod(weight.shape)
+    rank, held = None, dense
+    if weight.is_factored and (kind == "adapter" or weight.pair_is_smaller):
         size = factored_size if kind == "adapter" else two_factor_size
-        held = size(layer.matrix_shape, rank)
-        if kind == "compressed" and held >= dense:
-            rank, held = None, dense
-    return LayerFacts(name, tuple(layer.weight_shape), rank, layer.full_rank, held, dense)
+        rank, held = weight.rank, size(weight.matrix_shape, weight.rank)
+    return LayerFacts(name, weight.shape, rank, weight.full_rank, held, dense)
 
 
 def _library(cls: type) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, cast
 
 import torch
@@ -11,8 +10,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..layers import MultiheadAttention, OIALRLayer, active_layers
-from ..linalg import two_factor_size
+from ..kinds import MultiheadAttention
+from ..layer import OIALRLayer, adapted_weights, oialr_layers
+from ..weights import AdaptedWeight
 from .guard import is_compressed
 from .quantizer import CompressedQuantizer, shape_like
 from .record import CompressedConfig
@@ -24,20 +24,10 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
     Every layer of the active adapter becomes two factors (sigma folded into the smaller one, multiplied in float32 and
     cast once to the base weight's dtype), or dense where two factors would hold as much.
     """
-    tensors, layers = plain_tensors(base), {}
-    for name, layer, adapter in active_layers(base):
-        stored = layer.base_weight.dtype
-        if not layer.is_factored(adapter) or not _gains(layer, adapter):
-            tensors[f"{name}.weight"] = layer.adapter_weight(adapter)
-            continue
-        layers[name] = layer.rank(adapter)
-        left, right = (part.float() for part in layer.weights[adapter].full_factors.folded())
-        down, up = layer.kind.pair_weights(layer.get_base_layer(), left, right)
-        tensors.pop(f"{name}.weight", None)
-        tensors[f"{name}.down.weight"] = down.to(stored).contiguous()
-        tensors[f"{name}.up.weight"] = up.to(stored).contiguous()
-        if f"{name}.bias" in tensors:
-            tensors[f"{name}.up.bias"] = tensors.pop(f"{name}.bias")
+    tensors, weights, wrapped = plain_tensors(base), adapted_weights(base), oialr_layers(base)
+    for name, weight in weights.items():
+        _write(tensors, name, weight, wrapped[name])
+    layers = {name: weight.rank for name, weight in weights.items() if weight.pair_is_smaller}
     attention = [name for name, module in base.named_modules() if isinstance(module, MultiheadAttention)]
     earlier: Any = getattr(base.config, "quantization_config", None)
     if is_compressed(earlier):
@@ -45,11 +35,11 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
         attention = sorted({*earlier.attention, *attention})
     config = CompressedConfig(layers, attention)
     model = _empty_like(base)
-    if _parted(model, tensors):
+    if _untied_pair(model, tensors):
         model = _empty_like(base, tied=False)
-        if parted := _parted(model, tensors):
+        if pair := _untied_pair(model, tensors):
             raise ValueError(
-                f"{type(base).__name__} ties '{parted[0]}' and '{parted[1]}' on loading, but they were trained apart, "
+                f"{type(base).__name__} ties '{pair[0]}' and '{pair[1]}' on loading, but they were trained apart, "
                 "so no checkpoint of this class holds both. Leave them out of `modules_to_save` and `target_modules`."
             )
     shape_like(model, config)
@@ -87,12 +77,22 @@ def plain_tensors(base: nn.Module) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _gains(layer: OIALRLayer, adapter: str) -> bool:
-    """Whether two factors hold fewer values than the dense weight."""
-    return two_factor_size(layer.matrix_shape, layer.rank(adapter)) < math.prod(layer.weight_shape)
+def _write(tensors: dict[str, torch.Tensor], name: str, weight: AdaptedWeight, layer: OIALRLayer) -> None:
+    """Put the two factors of a layer in the place of its weight, or the dense weight where they are no smaller."""
+    stored = layer.base_weight.dtype
+    if not weight.pair_is_smaller:
+        tensors[f"{name}.weight"] = weight.dense(stored)
+        return
+    left, right = (factor.float() for factor in weight.full_factors.folded())
+    down, up = layer.kind.pair_weights(layer.get_base_layer(), left, right)
+    tensors.pop(f"{name}.weight", None)
+    tensors[f"{name}.down.weight"] = down.to(stored).contiguous()
+    tensors[f"{name}.up.weight"] = up.to(stored).contiguous()
+    if f"{name}.bias" in tensors:
+        tensors[f"{name}.up.bias"] = tensors.pop(f"{name}.bias")
 
 
-def _parted(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> list[str]:
+def _untied_pair(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> list[str]:
     """Names of two tensors that `model` ties and that have different values by now, or one of them factors."""
     model.tie_weights()
     tied: dict[int, str] = {}

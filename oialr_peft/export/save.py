@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..cards import write_card
 from ..errors import OIALRWarning
 from ..files import Draft
-from ..layers import active_layers
+from ..layer import adapted_weights
 from .compress import compressed
 from .publish import EARLIER, publish
 
@@ -71,7 +71,7 @@ def save_compressed(
             f"save_compressed writes transformers models; got {type(base).__name__}. Use "
             "`model.merge_and_unload()` and save the dense model in its own way."
         )
-    if not active_layers(base):
+    if not adapted_weights(base):
         raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress.")
     small = compressed(base)
     with Draft(folder) as draft:

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from ..config import OIALRConfig
-from ..layers import active_layers
+from ..layer import adapted_weights
 from ..linalg import factored_size
 from ..tuner.model import OIALRModel
 from ..tuner.rules import initial_rank
@@ -140,7 +140,7 @@ def architecture(model: nn.Module, name: str) -> Architecture:
         sizes[parameter.requires_grad] += parameter.numel()
     # A delay, because meta weights cannot be factorised; which layers are chosen does not depend on it.
     tuner = OIALRModel(model, OIALRConfig(delay=1), "default")
-    shapes = {name: layer.matrix_shape for name, layer, _ in active_layers(tuner.model)}
+    shapes = {name: weight.matrix_shape for name, weight in adapted_weights(tuner.model).items()}
     return Architecture(name, shapes, sizes[True] + sizes[False], sizes[True])
 
 

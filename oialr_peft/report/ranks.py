@@ -6,13 +6,15 @@ import io
 import math
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from ..layers import OIALRLayer, active_layers
+from ..layer import adapted_weights, oialr_layers
 from ..linalg import factored_size, forward_multiplications
+from ..weights import AdaptedWeight
 
 
 @dataclass(frozen=True)
@@ -77,30 +79,31 @@ def rank_report(model: nn.Module) -> RankReport:
     Raises:
         TypeError: the model has no active OIALR adapter.
     """
-    layers = active_layers(model)
-    if not layers:
+    weights, layers = adapted_weights(model), oialr_layers(model)
+    if not weights:
         raise TypeError(f"{type(model).__name__} has no active OIALR adapter to report on.")
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     return RankReport(
-        layers=[_layer_report(name, layer, adapter) for name, layer, adapter in layers],
+        layers=[_layer_report(name, weight, layers[name].base_weight) for name, weight in weights.items()],
         trainable=sum(t.numel() for t in tensors if t.requires_grad),
         total=sum(t.numel() for t in tensors),
     )
 
 
-def _layer_report(name: str, layer: OIALRLayer, adapter: str) -> LayerReport:
-    *groups, rows, cols = layer.matrix_shape
-    rank, count, base = layer.rank(adapter), math.prod(groups), layer.base_weight  # the base is empty once freed
+def _layer_report(name: str, weight: AdaptedWeight, base: torch.Tensor) -> LayerReport:
+    """`base` is empty once it was freed."""
+    *groups, rows, cols = weight.matrix_shape
+    rank, count = weight.rank, math.prod(groups)
     own, multiplications = count * rows * cols, rows * cols
-    if layer.is_factored(adapter):
-        own, multiplications = factored_size(layer.matrix_shape, rank), forward_multiplications(cols, rank, rows)
+    if weight.is_factored:
+        own, multiplications = factored_size(weight.matrix_shape, rank), forward_multiplications(cols, rank, rows)
     return LayerReport(
         name=name,
-        shape=layer.weight_shape,
+        shape=weight.shape,
         rank=rank,
-        trainable=layer.trainable_size(adapter),
+        trainable=weight.trainable_size,
         parameters=own + base.numel(),
-        bytes=own * layer.parameter(adapter).element_size() + base.numel() * base.element_size(),
+        bytes=own * weight.core.element_size() + base.numel() * base.element_size(),
         flops=2 * count * multiplications,
         dense_parameters=count * rows * cols,
         dense_bytes=count * rows * cols * base.element_size(),

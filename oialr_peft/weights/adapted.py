@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..compat.resize import resize_parameter
-from ..linalg import BasisChange, Factors, factor_shapes
+from ..linalg import BasisChange, Factors, factor_shapes, two_factor_size
 from ..workers import full_tensor, is_sharded, set_block
 from .form import SLOTS, VH, Form, U
 
@@ -111,6 +111,11 @@ class AdaptedWeight:
         if self.sharded_rank is None:
             return self.core.numel()
         return math.prod(self.matrix_shape[:-2]) * self.sharded_rank**2
+
+    @property
+    def pair_is_smaller(self) -> bool:
+        """Whether two factors, with the core folded into one, hold fewer values than the dense weight."""
+        return self.is_factored and two_factor_size(self.matrix_shape, self.rank) < math.prod(self.shape)
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight in the layer's shape, multiplied in float32 or better and cast once."""
