@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from datasets import Dataset
 
 from tests.conftest import tiny_bert
+from tests.test_import_rules import LEVELS, PACKAGE
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +43,18 @@ def test_the_commands_exist():
     assert all(f"\n{command}:" in makefile for command in commands)
 
 
-def test_links_point_to_files():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str
+)
+def test_links_point_to_files(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_tree_is_that_of_the_package():
+    levels = {name: number for name, number in LEVELS.items() if (PACKAGE / name).is_dir() and name != "layers"}
+    tree = re.search(r"oialr_peft/\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
+    shown = re.findall(r"^  (.+?)\s+(\d+)  ?", tree, flags=re.MULTILINE)
+    named = {name.rstrip("/"): int(level) for names, level in shown for name in names.split()}
+    assert {name: named.get(name) for name in levels} == levels
+    assert all(LEVELS[name.removesuffix(".py")] == level for name, level in named.items())
