@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 # glibc gives large buffers back to the system after every use; keeping them saves a fifth of a training step.
 KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: demo test test-slow test-peft test-lowest lint card benchmarks clean
+# Kernels of torch, MKL and oneDNN as processors without AVX, and with AVX2 alone, would run them.
+ISA_OLD := MKL_ENABLE_INSTRUCTIONS=SSE4_2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+ISA_AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE
+
+.PHONY: demo test test-isa test-slow test-peft test-lowest lint card benchmarks clean
 
 demo: $(VENV)/.installed  ## the Autoformer example; DATA=path/to/ETTm2.csv.gz for the real series
 	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output outputs/demo
@@ -19,6 +23,13 @@ test-slow: $(VENV)/.installed
 
 test-peft: $(VENV)/.installed  ## PEFT's own custom-model suite over OIALRConfig, about a minute and a half
 	$(BIN)/python tests/peft_suite/run.py
+
+test-isa: $(VENV)/.installed  ## both suites as on other processors: two older instruction sets, then two threads
+	$(ISA_OLD) $(BIN)/python -m pytest -m "not slow"
+	$(ISA_AVX2) $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow"
+	$(ISA_OLD) $(BIN)/python tests/peft_suite/run.py
+	$(ISA_AVX2) $(BIN)/python tests/peft_suite/run.py
 
 test-lowest:  ## registration, training, saving, loading and compressed checkpoints on the oldest supported versions
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -44,6 +44,15 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         self._disable_adapters = False
         self._unmerged_weight: torch.Tensor | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """What models read of a layer that they call, such as a convolution's stride, comes from the layer itself."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer" or name.startswith("_"):  # what is private, such as Accelerate's hook, is its own
+                raise
+            return getattr(self.base_layer, name)
+
     @property
     def in_features(self) -> int:
         """The features or channels that go in, as PEFT's layers tell it."""

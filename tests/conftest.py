@@ -16,7 +16,7 @@ from torch import nn
 import oialr_peft  # noqa: F401  (registers the method)
 
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 class MLP(nn.Module):

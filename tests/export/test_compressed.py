@@ -157,7 +157,9 @@ def test_generate_pipeline_device_map_shards_and_export(tmp_path):
     loaded.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "shards").eval()
-    torch.testing.assert_close(logits(again), logits(loaded), rtol=0, atol=0)
+    held = loaded.state_dict()
+    assert all(torch.equal(value, held[name]) for name, value in again.state_dict().items())
+    torch.testing.assert_close(logits(again), logits(loaded))  # kernels depend on where in memory the weights lie
     exported = torch.export.export(again, (), {"input_ids": tokens(), "use_cache": False}).module()
     torch.testing.assert_close(exported(input_ids=tokens(), use_cache=False).logits, logits(again))
     compressed(tiny_bert(), tmp_path / "bert", modules_to_save=["classifier"])

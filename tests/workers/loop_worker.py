@@ -15,7 +15,7 @@ from oialr_peft import OIALRConfig, OIALRUpdater
 from tests.conftest import tiny_llama
 
 
-STEPS, BATCH, ACCUMULATION = 100, 8, 2
+STEPS, EARLY, BATCH, ACCUMULATION = 100, 31, 8, 2  # at EARLY rounding has not yet grown: two updates were made
 
 
 def counting(reduced: list, bucket):
@@ -42,7 +42,8 @@ def main() -> None:
             mine = batch[rank * share : (rank + 1) * share]
             last = micro == ACCUMULATION - 1
             with nullcontext() if last or size == 1 else wrapped.no_sync():
-                (wrapped(input_ids=mine, labels=mine).loss / ACCUMULATION).backward()
+                loss = wrapped(input_ids=mine, labels=mine).loss
+                (loss / ACCUMULATION).backward()
         trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         log.append({"reductions": len(reduced), "bytes": sum(reduced), "trainable_bytes": trainable})
         reduced.clear()
@@ -50,9 +51,13 @@ def main() -> None:
         report = updater.step()
         cuts += bool(report and report.changed)
         optimizer.zero_grad()
+        if rank == 0 and step + 1 == EARLY:
+            torch.save(model.state_dict(), f"{sys.argv[1]}/state-{size}.pt")
+    everything = rows[-1].flatten(0, 1)
+    with torch.no_grad():
+        final = float(model(input_ids=everything, labels=everything).loss)
     if rank == 0:
-        torch.save(model.state_dict(), f"{sys.argv[1]}/state-{size}.pt")
-        facts = {"ranks": model.base_model.ranks(), "cuts": cuts, "log": log}
+        facts = {"ranks": model.base_model.ranks(), "cuts": cuts, "log": log, "loss": final}
         with open(f"{sys.argv[1]}/facts-{size}.json", "w") as file:
             json.dump(facts, file)
     del wrapped, updater, optimizer, model

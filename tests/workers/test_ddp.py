@@ -27,6 +27,7 @@ def test_two_processes_with_half_batches_equal_one_process(tmp_path):
     one, two = (json.loads((tmp_path / f"facts-{n}.json").read_text()) for n in (1, 2))
     assert one["ranks"] == two["ranks"]
     assert one["cuts"] == two["cuts"] >= 3
+    assert abs(two["loss"] / one["loss"] - 1) < 1e-4  # after 100 steps, in which rounding has grown
     states = [torch.load(tmp_path / f"state-{n}.pt") for n in (1, 2)]
     weights = [{**rest(state), **composed(state)} for state in states]
     for name, value in weights[0].items():

@@ -1,0 +1,69 @@
+"""Models that read attributes of the layers they call, or use their weights without calling them."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import transformers
+from peft import get_peft_model
+
+from oialr_peft import OIALRConfig
+
+
+def tiny_whisper():
+    config = transformers.WhisperConfig(
+        vocab_size=48, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=8, max_source_positions=10,
+        max_target_positions=12, decoder_start_token_id=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return transformers.WhisperForConditionalGeneration(config)
+
+
+def tiny_mobilenet():
+    config = transformers.MobileNetV1Config(depth_multiplier=0.25, min_depth=8, image_size=32, tf_padding=True)
+    return transformers.MobileNetV1ForImageClassification(config)
+
+
+def tiny_falcon():
+    config = transformers.FalconConfig(vocab_size=48, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    return transformers.FalconForCausalLM(config)
+
+
+READERS = {
+    "Whisper": (tiny_whisper, lambda: {"input_features": torch.randn(1, 8, 20), "labels": torch.tensor([[3, 4, 5]])}),
+    "MobileNet": (tiny_mobilenet, lambda: {"pixel_values": torch.randn(1, 3, 32, 32)}),
+}
+
+
+@pytest.mark.parametrize(("make", "inputs"), READERS.values(), ids=READERS)
+def test_models_that_read_attributes_of_their_layers_run_with_the_defaults(make, inputs):
+    model, batch = make().eval(), inputs()
+    with torch.no_grad():
+        expected = model(**batch).logits
+        found = get_peft_model(model, OIALRConfig()).eval()(**batch).logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_subclass_of_linear_with_a_forward_of_its_own_is_named():
+    with pytest.raises(ValueError, match=r"mlp\.dense_h_to_4h \(is a transformers.*FalconLinear; supported are"):
+        get_peft_model(tiny_falcon(), OIALRConfig())
+
+
+def wrapped(**attributes):
+    """The layer around a convolution with these attributes."""
+    base = torch.nn.Conv2d(6, 8, 3, stride=2, padding=1)
+    for name, value in attributes.items():
+        setattr(base, name, value)
+    return get_peft_model(torch.nn.Sequential(base), OIALRConfig(target_modules=["0"])).base_model.model[0]
+
+
+def test_only_what_a_layer_lacks_comes_from_its_base():
+    layer = wrapped(_hf_hook=1, extra=2)
+    assert (layer.stride, layer.padding, layer.kernel_size, layer.extra) == ((2, 2), (1, 1), (3, 3), 2)
+    assert layer.weight is layer.base_layer.weight
+    assert not hasattr(layer, "_hf_hook")  # Accelerate would take the base layer's hook off this one
+    with pytest.raises(AttributeError, match="no attribute 'strid'"):
+        _ = layer.strid
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(wrapped()))):
+        assert twin.stride == (2, 2)
