@@ -16,6 +16,7 @@ from transformers.trainer_callback import CallbackHandler, ExportableState, Prin
 from ..errors import OIALRWarning
 from ..update_report import UpdateReport
 from .notices import higher_ranks, rank_or_dense
+from .saved_state import progress_in
 from .trace import Trace
 from .updater import OIALRUpdater
 
@@ -99,8 +100,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
             known = self._model is not None and self._model() is model
             return self.progress if known else {"steps": 0}
         saved = state.stateful_callbacks.get(type(self).__name__)
-        saved = saved[0] if isinstance(saved, list) else saved
-        return saved["attributes"]["progress"] if saved else {"steps": state.global_step}
+        return progress_in(saved) if saved else {"steps": state.global_step}
 
     def _log(self, report: UpdateReport, args: Any, state: Any, control: Any) -> None:
         """To the trace, the Trainer's history and its trackers as numbers; to the console as one line of words."""

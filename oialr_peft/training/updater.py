@@ -14,10 +14,11 @@ from ..layers import active_layers
 from ..moments import MomentCarrier
 from ..update import update_bases
 from ..update_report import UpdateReport
-from ..workers import Parallel, digest, fsdp_modules, full_tensor
+from ..workers import Parallel, digest, fsdp_modules, full_tensor, is_sharded
 from . import notices
 from .averages import Averages
 from .optimizer_steps import OptimizerSteps
+from .saved_state import checked_state
 
 
 class OIALRUpdater:
@@ -194,12 +195,17 @@ class OIALRUpdater:
         return {"steps": self.steps, **({"live_ranks": live} if live else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict()`; load the adapter and the optimizer's state as well."""
-        self.steps = int(state["steps"])
+        """Go on from a `state_dict()`; load the adapter and the optimizer's state as well.
+
+        Raises:
+            ValueError: it is no such state; this one is unchanged.
+        """
+        steps, ranks = checked_state(state, {name: layer.full_rank for name, layer, _ in self.layers})
+        self.steps = steps
         self._steps_taken.since_last_asked()
         for name, layer, adapter in self.layers:
-            if name in state.get("live_ranks", {}):
-                layer.sharded_ranks[adapter] = state["live_ranks"][name]
+            if name in ranks and is_sharded(layer.parameter(adapter)):  # elsewhere shapes tell the rank
+                layer.sharded_ranks[adapter] = ranks[name]
 
     def _check_optimizer(self) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}

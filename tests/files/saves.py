@@ -24,10 +24,10 @@ INPUTS = {"input_ids": tokens()}
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree")
 
 
-def trained(seed: int, r: float = 0.5) -> PeftModel:
+def trained(seed: int, r: float = 0.5, **settings) -> PeftModel:
     """An adapter that is unlike that of another seed, on the same base."""
     torch.manual_seed(0)
-    model = get_peft_model(tiny_llama(), OIALRConfig(r=r))
+    model = get_peft_model(tiny_llama(), OIALRConfig(r=r, **settings))
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -41,7 +41,7 @@ def old_nothing(folder: Path) -> None:
 
 
 def old_adapter(folder: Path) -> None:
-    trained(1, 0.75).save_pretrained(folder)
+    trained(1, 0.75, target_modules=["q_proj", "up_proj"]).save_pretrained(folder)  # layers are other ones, too
 
 
 def old_compressed(folder: Path) -> None:

@@ -1,0 +1,55 @@
+"""What a checkpoint holds of the updater, checked before anything is taken from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+_LARGEST = 1 << 53  # steps; beyond it JSON of other programs loses digits
+
+
+def checked_state(state: Any, full_ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """(optimizer steps, ranks of sharded layers by name) of an updater's `state_dict`.
+
+    Args:
+        full_ranks: {layer: min(out, in)}. Ranks of other layers are left out.
+
+    Raises:
+        ValueError: naming the entry, its rule and the value.
+    """
+    if not isinstance(state, Mapping) or not _is_count(steps := state.get("steps"), 0, _LARGEST):
+        raise ValueError(_damaged("`steps` must be a whole number of optimizer steps", state))
+    ranks = state.get("live_ranks", {})
+    if not isinstance(ranks, Mapping):
+        raise ValueError(_damaged("`live_ranks` must be an object {layer name: rank}", ranks))
+    taken = {name: rank for name, rank in ranks.items() if name in full_ranks}
+    for name, rank in taken.items():
+        if not _is_count(rank, 1, full_ranks[name]):
+            rule = f"the rank of '{name}' in `live_ranks` must be from 1 to min(out, in) = {full_ranks[name]}"
+            raise ValueError(_damaged(rule, rank))
+    return steps, taken
+
+
+def progress_in(saved: Any) -> Any:
+    """The updater's state in what the Trainer wrote of the callback: {"args": ..., "attributes": ...}, or several.
+
+    Raises:
+        ValueError: it has none.
+    """
+    first = saved[0] if isinstance(saved, list) and saved else saved
+    attributes = first.get("attributes") if isinstance(first, Mapping) else None
+    if not isinstance(attributes, Mapping) or "progress" not in attributes:
+        raise ValueError(_damaged("`stateful_callbacks` must hold the callback's `attributes` with `progress`", saved))
+    return attributes["progress"]
+
+
+def _is_count(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _damaged(rule: str, value: Any) -> str:
+    return (
+        f"The OIALR state of the checkpoint (trainer_state.json, or the updater's `state_dict`) is damaged: {rule}; "
+        f"got {str(value)[:200]!r}. Resume from an earlier checkpoint."
+    )
