@@ -4,7 +4,6 @@ import os
 import subprocess
 
 import pytest
-import torch
 
 from .saves import OLDS, SAVES, everything, loaded, prepared, same, trained
 
@@ -111,7 +110,7 @@ def test_a_card_that_does_not_fit_stays_as_it_was_and_costs_nothing(kind, mounte
     with pytest.warns(UserWarning, match="left as it was|left as it is"):
         SAVES[kind](model, folder)
     assert (folder / "README.md").read_bytes() == readme
-    assert kind == "card" or torch.equal(loaded(folder)["output"], loaded(folder)["output"])
+    assert (kind == "card") == (loaded(folder) is None)
 
 
 def test_a_readme_that_is_a_link_is_not_written_through(tmp_path):
