@@ -28,12 +28,13 @@ def markdown(rows: list[list[str]]) -> str:
 
 def updates(found: list[UpdatePlan]) -> str:
     """Work and bytes of an update, by number of processes."""
-    rows = [["processes", "slowest process", "imbalance", "with work", "seconds", "sent at once", "held at once"]]
+    rows = [["processes", "slowest process", "imbalance", "with work", "seconds", "sent", "held at once"]]
+    rows[0].append("largest message")
     for update in found:
         flops = update.svd_flops
         row = [f"{len(flops):,}", short(max(flops), "FLOP"), f"{update.imbalance:.2f}"]
         row += [f"{sum(map(bool, flops)):,}", f"{update.seconds:,.2f}"]
-        rows.append([*row, short(update.bytes_sent), short(update.bytes_held)])
+        rows.append([*row, *map(short, (update.bytes_sent, update.bytes_held, update.largest_message))])
     return markdown(rows)
 
 

@@ -28,7 +28,8 @@ def _svds(plan: Plan) -> Table:
         title=f"{escape(plan.model)}: {plan.layers} layers on {plan.processes} processes",
         caption=f"Factorisation: {how}. Update: all layers due, nothing cut. Work: {SVD_FLOPS} x rows x cols x min "
         f"per SVD; seconds: at {plan.svd_gflops:,.4g} GFLOP/s per process, waiting for the slowest of every round, "
-        "without moving bases and moments. Imbalance: slowest over mean.",
+        "without moving bases and moments. Imbalance: slowest over mean. Held: beside the model, by the fullest "
+        "process. Largest message: the longest wait inside a collective is for these bytes, never for an SVD.",
         caption_justify="left",
     )
     table.add_column("SVDs")
@@ -48,8 +49,9 @@ def _update_cells(update: UpdatePlan) -> dict[str, str]:
         "imbalance": f"{update.imbalance:.2f}",
         "with work": f"{sum(map(bool, update.svd_flops)):,} of {processes:,}",
         "seconds": f"{update.seconds:,.3f}",
-        "sent at once": short(update.bytes_sent),
+        "sent": short(update.bytes_sent),
         "held at once": short(update.bytes_held),
+        "largest message": short(update.largest_message),
     }
 
 

@@ -13,6 +13,8 @@ from peft import get_peft_model
 from torch.nn.parallel import DistributedDataParallel
 
 import oialr_peft.update
+import oialr_peft.workers.exchange
+import oialr_peft.workers.plan
 from oialr_peft import OIALRConfig, OIALRUpdater
 from oialr_peft.layers import active_layers
 from oialr_peft.policy import RankRule
@@ -165,7 +167,43 @@ def sent_and_decomposed() -> dict:
     return {"updates": found}
 
 
+def narrow_windows() -> dict:
+    """A factorisation and cuts with limits that are far below a layer's size, against the same with the usual ones."""
+    plan, exchange = oialr_peft.workers.plan, oialr_peft.workers.exchange
+    usual = {(module, name): getattr(module, name) for module in (plan, exchange) for name in LIMITS[module.__name__]}
+
+    def run():
+        torch.manual_seed(0)
+        model = get_peft_model(MLP().double(), config(delay=2, update_interval=2))
+        wrapped, optimizer = DistributedDataParallel(model), adamw(model)
+        updater = OIALRUpdater(wrapped, optimizer, check=True)
+        for step in range(6):
+            x = torch.randn(4, 12, generator=torch.Generator().manual_seed(10 * step + dist.get_rank())).double()
+            wrapped(x).square().mean().backward()
+            optimizer.step()
+            updater.step()
+            optimizer.zero_grad()
+        return model.base_model.ranks(), wrapped(torch.ones(2, 12).double())
+
+    ranks, out = run()
+    try:
+        for module in (plan, exchange):
+            for name, limit in LIMITS[module.__name__].items():
+                setattr(module, name, limit)
+        other, again = run()
+    finally:
+        for (module, name), limit in usual.items():
+            setattr(module, name, limit)
+    return {"ranks": ranks == other, "difference": float((out - again).abs().max().detach())}
+
+
+LIMITS = {
+    "oialr_peft.workers.plan": {"OWN_BYTES": 1000, "WINDOW_BYTES": 3000},
+    "oialr_peft.workers.exchange": {"WINDOW_BYTES": 3000, "PACKED_BYTES": 500},
+}
+
 SCENES = (
+    narrow_windows,
     two_groups_of_two,
     two_groups_wrapped_out_of_sight,
     a_model_on_two_of_four,

@@ -36,6 +36,12 @@ def test_nothing_is_sent_before_the_slowest_process_has_its_svds(outcomes):
         assert outcome["early"] == 0
 
 
+def test_results_that_do_not_fit_a_window_arrive_all_the_same(outcomes):
+    for outcome in outcomes["narrow_windows"]:
+        assert outcome["ranks"]
+        assert outcome["difference"] < 1e-12
+
+
 def test_four_processes_send_and_decompose_what_is_planned(outcomes):
     planned = plan_run(architecture(tiny_llama(), "tiny"), 4, rank=1.0, from_scratch=True, svd_gflops=1.0)
     for outcome in outcomes["sent_and_decomposed"]:
