@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..kinds import MultiheadAttention
 from ..layer import OIALRLayer, adapted_weights, oialr_layers
 from ..weights import AdaptedWeight
+from ..workers import gathered
 from .guard import is_compressed
 from .quantizer import CompressedQuantizer, shape_like
 from .record import CompressedConfig
@@ -74,7 +75,7 @@ def plain_tensors(base: nn.Module) -> dict[str, torch.Tensor]:
         if not key.startswith(tuple(skipped)):
             old = next((prefix for prefix in renamed if key.startswith(prefix)), None)
             tensors[key if old is None else renamed[old] + key[len(old) :]] = tensor
-    return tensors
+    return gathered(tensors)
 
 
 def _write(tensors: dict[str, torch.Tensor], name: str, weight: AdaptedWeight, layer: OIALRLayer) -> None:

@@ -16,6 +16,7 @@ from ..cards import write_card
 from ..errors import OIALRWarning
 from ..files import Draft
 from ..layer import adapted_weights
+from ..workers import one_writer
 from .compress import compressed
 from .publish import EARLIER, publish
 
@@ -44,6 +45,8 @@ def save_compressed(
     forms no dense weight. The live model is not changed. Until all is written and readable the folder keeps what it
     holds; then one rename makes it the new model's (publish.py), so a kill or a full disk leaves the old one or the
     new one. The card comes last.
+
+    Where FSDP2 shards the model all processes must call this; process 0 writes.
 
     Args:
         model: a PEFT model around a transformers model, or a transformers model with an OIALR adapter.
@@ -74,17 +77,20 @@ def save_compressed(
     if not adapted_weights(base):
         raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress.")
     small = compressed(base)
-    with Draft(folder) as draft:
-        small.save_pretrained(draft.path)
-        if processing_class is not None:
-            processing_class.save_pretrained(draft.path)
-        written = publish(draft)
-    if processing_class is None:
-        _warn_if_nothing_reads_inputs(base, folder)
-    write_card(model, folder, kind="compressed", repo_id=repo_id)
-    if push_to_hub:
-        commit = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
-        _push(folder, repo_id or folder.resolve().name, [*written, "README.md"], private, token, **commit)
+    with one_writer(base) as writes:
+        if not writes:
+            return
+        with Draft(folder) as draft:
+            small.save_pretrained(draft.path)
+            if processing_class is not None:
+                processing_class.save_pretrained(draft.path)
+            written = publish(draft)
+        if processing_class is None:
+            _warn_if_nothing_reads_inputs(base, folder)
+        write_card(model, folder, kind="compressed", repo_id=repo_id)
+        if push_to_hub:
+            commit = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
+            _push(folder, repo_id or folder.resolve().name, [*written, "README.md"], private, token, **commit)
 
 
 def _warn_if_nothing_reads_inputs(base: PreTrainedModel, folder: Path) -> None:

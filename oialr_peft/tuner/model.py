@@ -19,7 +19,7 @@ from ..kinds import PROJECTIONS, Kind, MultiheadAttention, is_attention, kind_of
 from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
-from ..workers import full_tensor
+from ..workers import gathered
 from .start import starting_weight
 from .targets import TargetSelection, select_targets
 
@@ -204,7 +204,7 @@ class OIALRModel(BaseTuner):
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         others = rest_keys if config.train_rest else running_statistics
         selected.update({key: state_dict[key] for key in others(model, state_dict)})
-        selected = {key: full_tensor(value) for key, value in selected.items()}
+        selected = gathered(selected)
         weights = weights_of(model, adapter_name)
         for name, weight in weights.items():
             if (rank := weight.sharded_rank) is not None:

@@ -5,6 +5,7 @@ from .exchange import Exchange, Solution
 from .group import Workers
 from .parallel import Parallel
 from .plan import SvdTask, assign_owners, rounds, svd_cost, windows
+from .saving import gathered, one_writer
 from .sharding import fsdp_modules, full_tensor, is_sharded, set_block
 
 
@@ -18,7 +19,9 @@ __all__ = [
     "digest",
     "fsdp_modules",
     "full_tensor",
+    "gathered",
     "is_sharded",
+    "one_writer",
     "rounds",
     "set_block",
     "svd_cost",

@@ -52,10 +52,10 @@ class Workers:
         self._counted += 1
         return self._counted
 
-    def meet(self, error: Exception | None = None, patience: timedelta | None = None) -> None:
+    def meet(self, error: Exception | None = None, patience: timedelta | None = None) -> bool:
         """Wait until all processes are here. One that comes with an `error` lets all know instead.
 
-        With `patience` the wait ends after that time, since some may never come.
+        With `patience` the wait ends after that time, since some may never come. Returns whether all have come.
 
         Raises:
             RuntimeError: on the other processes; `error` itself on the process that has it.
@@ -70,8 +70,11 @@ class Workers:
                 self._store.delete_key(f"here-{self._met - 2}")
             if error is None and (why := self._wait(key, "all processes", patience)):
                 raise RuntimeError(f"OIALR stops on all processes: {why}")
+            if error is None and why is None:
+                return False
         if error is not None:
             raise error
+        return True
 
     def say(self, key: str, words: Any) -> None:
         """Make plain data known to all processes under a `key` that is used once."""
@@ -80,7 +83,7 @@ class Workers:
 
     def hear(self, key: str, what: str) -> Any:
         """What was said under `key`; waits for it. `what` names for the user what is awaited."""
-        return json.loads(self._wait(key, what))
+        return json.loads(self._wait(key, what) or "null")
 
     def forget(self, keys: Sequence[str]) -> None:
         """Delete what this process said, once all have heard it."""
@@ -149,14 +152,15 @@ class Workers:
             self.nodes = [node for node, _ in everyone]
             self.alike = all(other == everyone[0][1] for _, other in everyone)
 
-    def _wait(self, key: str, what: str, patience: timedelta | None = None) -> str:
+    def _wait(self, key: str, what: str, patience: timedelta | None = None) -> str | None:
+        """What stands under `key`; None where `patience` ended first."""
         assert self._store is not None
         began = time.monotonic()
         try:
             self._store.wait([key], patience or FIRST_WORD)
         except dist.DistStoreError:
             if patience is not None:
-                return ""
+                return None
             warnings.warn(
                 f"OIALR: process {self.index} has waited for {what} for {FIRST_WORD}; it goes on waiting.",
                 OIALRWarning,

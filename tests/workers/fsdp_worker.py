@@ -17,8 +17,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers import LlamaForCausalLM
 
-from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft import OIALRConfig, OIALRUpdater, save_compressed
 from tests.conftest import tiny_llama
 
 
@@ -94,9 +95,11 @@ def main() -> None:
             resumed.train(STEPS // 2, STEPS)
             again = resumed.whole()
             same = all(torch.equal(again[name], value) for name, value in full.items())
-        exported = folder / f"adapter-{size}-{train_rest}"
+        exported, small = folder / f"adapter-{size}-{train_rest}", folder / f"small-{size}-{train_rest}"
+        save_compressed(run.model, small)
+        run.model.save_pretrained(exported, is_main_process=dist.get_rank() == 0)
+        dist.barrier()
         if dist.get_rank() == 0:
-            run.model.save_pretrained(exported, state_dict=full)
             torch.manual_seed(0)
             loaded = PeftModel.from_pretrained(tiny_llama().double(), exported)
             facts[str(train_rest)] = {
@@ -105,6 +108,7 @@ def main() -> None:
                 "resumed": same if size > 1 else True,
                 "loaded": float((logits(loaded) - out).abs().max()),
                 "loaded_ranks": loaded.base_model.ranks(),
+                "compressed": float((logits(LlamaForCausalLM.from_pretrained(small)) - out).abs().max()),
             }
         dist.barrier()
     if dist.get_rank() == 0:

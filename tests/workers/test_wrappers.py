@@ -66,6 +66,20 @@ def test_processes_that_step_apart_are_averaged_at_an_update_and_go_on_apart(sce
         assert not outcome.get("synced", False)
 
 
+def test_who_waits_for_a_slow_svd_says_whose_and_of_which_layer(outcomes):
+    zero, one = outcomes["a_slow_svd"]
+    assert zero["cuts"] == one["cuts"] == 1
+    assert one["words"] == []
+    (words,) = zero["words"]
+    assert "process 0 has waited for process 1 and its SVD of 'last' (16, 16)" in words
+
+
+def test_a_save_on_one_process_alone_says_that_all_must_come(outcomes):
+    zero, one = outcomes["saved_on_one_process"]
+    assert "Call `save_pretrained` and `save_compressed` on all processes" in zero["error"]
+    assert one == {}
+
+
 def test_a_forward_between_the_step_and_the_update_does_not_stop_training_under_fsdp(outcomes):
     for outcome in outcomes["forward_before_the_update_under_fsdp"]:
         assert outcome["rotation"] < 1e-5  # an update without a cut changes no output

@@ -3,6 +3,8 @@
 import gc
 import json
 import sys
+import time
+import warnings
 from contextlib import nullcontext
 from datetime import timedelta
 
@@ -17,7 +19,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from oialr_peft import OIALRConfig, OIALRUpdater
+import oialr_peft.update
+import oialr_peft.workers.group
+import oialr_peft.workers.saving
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.moments import MomentCarrier
 from tests.conftest import MLP
 from tests.workers.faults_worker import alike, outcome_of
@@ -242,6 +247,41 @@ def forward_before_the_update_under_fsdp() -> dict:
         return {"rotation": max(moved), "training": float((model(x) - start).abs().max())}
 
 
+def a_slow_svd() -> dict:
+    """Process 1 takes two seconds for its SVDs, and process 0 says after half a second what it waits for."""
+    decompose, first_word = oialr_peft.update.decompose, oialr_peft.workers.group.FIRST_WORD
+
+    def slow(*args):
+        if dist.get_rank() == 1:
+            time.sleep(2)
+        return decompose(*args)
+
+    oialr_peft.update.decompose, oialr_peft.workers.group.FIRST_WORD = slow, timedelta(seconds=0.5)
+    model = model_of()
+    wrapped, optimizer = DistributedDataParallel(model), adamw(model)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", OIALRWarning)
+            cuts = train(wrapped, optimizer, OIALRUpdater(wrapped, optimizer), 3)
+    finally:
+        oialr_peft.update.decompose, oialr_peft.workers.group.FIRST_WORD = decompose, first_word
+    return {"cuts": cuts, "words": [str(warning.message) for warning in caught]}
+
+
+def saved_on_one_process() -> dict:
+    """FSDP2: the other process never comes, so the gathering must not begin."""
+    model = model_of()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    patience = oialr_peft.workers.saving._ALL_HERE
+    oialr_peft.workers.saving._ALL_HERE = timedelta(seconds=1)
+    try:
+        if dist.get_rank() == 0:
+            model.save_pretrained("nowhere")
+    finally:
+        oialr_peft.workers.saving._ALL_HERE = patience
+    return {}
+
+
 def hybrid_sharding() -> dict:
     model = model_of()
     fully_shard(model, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("between", "within")))
@@ -264,6 +304,8 @@ SCENES = (
     steps_differ,
     moments_fail_on_one_process,
     forward_before_the_update_under_fsdp,
+    a_slow_svd,
+    saved_on_one_process,
     hybrid_sharding,
 )
 
