@@ -9,7 +9,7 @@ from typing import Literal
 from peft import PeftConfig
 from peft.utils.peft_types import PeftType
 
-from .policy import RankRule, Schedule
+from .policy import LONGEST_INTERVAL, Bases, Policies, RankRule, Schedule, StepSize, default_interval, steps_of
 
 
 Rank = int | float | None
@@ -42,9 +42,19 @@ class OIALRConfig(PeftConfig):
         init_weights: `True` (default) factorises the layer's weight. `False` adds noise to sigma, for tests only.
         r: inner rank at factorisation: `None` (default) = min(out, in), an int, or a share in (0, 1] of min(out, in).
             Lower it to start small; cuts go on from there.
-        delay: optimizer steps at full rank before factorisation (d). 0 (default) factorises at injection, for
-            fine-tuning. From scratch, train until the bases have settled: a fifth to a half of the run.
-        update_interval: optimizer steps between updates (ν), default 400. Lower it for short runs.
+        delay: optimizer steps at full rank before factorisation (d), or a share of the run in (0, 1). 0 (default)
+            factorises at injection, for fine-tuning. From scratch, train until the bases have settled: 0.2 to 0.5.
+        update_interval: optimizer steps between updates (ν), or a share of the run in (0, 1]. `None` (default) makes
+            20 updates in the run after `delay`, so that every layer comes due, but at least one every 400 steps, which
+            is also what it means where the length of the run is not known.
+        bases: `"frozen"` (default) trains sigma alone, as the paper does once the basis has settled. `"longer"` lets
+            the longer side's basis train along with sigma, as one matrix: more trains, and the loss ends nearer to
+            dense training's. Set it when training from scratch.
+        freeze_bases: with `bases="longer"`, the step, or share of the run in (0, 1), from which on both bases are
+            frozen and sigma alone trains. `None` (default): never.
+        lr_scale: scale of sigma's step, so that one learning rate serves every rank: `"match"` gives it the size of a
+            dense weight's, by the rule of the optimizer's kind; `"none"` leaves it as the optimizer makes it, as in
+            the paper; a number is a constant scale for all layers.
         sigma_cutoff: drop singular values below this share of the largest (β), in [0, 1), default 0.1. Raise it to end
             smaller; 0 never cuts.
         layer_step: share of layers that joins at each update, last layers first (α), in (0, 1], default 0.1.
@@ -74,8 +84,10 @@ class OIALRConfig(PeftConfig):
     rank_pattern: dict[str, Rank] = field(default_factory=dict, metadata=_help("Name or regex to rank."))
     init_weights: bool = field(default=True, metadata=_help("False adds noise to sigma; for tests."))
     r: Rank = field(default=None, metadata=_help("Rank at factorisation: None, an int, or a share in (0, 1]."))
-    delay: int = field(default=0, metadata=_help("Optimizer steps at full rank before factorisation."))
-    update_interval: int = field(default=400, metadata=_help("Optimizer steps between updates."))
+    delay: int | float = field(default=0, metadata=_help("Steps, or share of the run, at full rank."))
+    update_interval: int | float | None = field(
+        default=None, metadata=_help("Steps, or share of the run, between updates; None: derived from its length.")
+    )
     sigma_cutoff: float = field(default=0.1, metadata=_help("Drop singular values below this share of the largest."))
     layer_step: float = field(default=0.1, metadata=_help("Share of layers that joins per update, last first."))
     max_cut: float = field(default=0.5, metadata=_help("Largest share of a rank that goes per update."))
@@ -85,12 +97,22 @@ class OIALRConfig(PeftConfig):
     keep_last_layer: bool = field(default=False, metadata=_help("Leave the last targeted layer dense."))
     train_rest: bool = field(default=False, metadata=_help("Train and save everything that is not factorised too."))
     keep_base_weights: bool | None = field(default=None, metadata=_help("Keep the dense base weight."))
+    bases: Literal["frozen", "longer"] = field(
+        default="frozen", metadata=_help("frozen: sigma alone trains; longer: the longer side's basis moves along.")
+    )
+    freeze_bases: int | float | None = field(
+        default=None, metadata=_help("Step, or share of the run, from which both bases are frozen.")
+    )
+    lr_scale: str | float = field(default="none", metadata=_help("Scale of sigma's step: match, none, or a number."))
     moments: Literal["rotate", "slice", "reset"] = field(
         default="rotate", metadata=_help("Optimizer moments at an update: rotate, slice or reset.")
     )
     init: Literal["svd", "lowrank"] = field(default="svd", metadata=_help("svd, or lowrank: randomised and seeded."))
     ranks: dict[str, int | None] | None = field(
         default=None, metadata=_help("Written when saving: rank by module, null where still dense. Not for users.")
+    )
+    one_sided: dict[str, str] | None = field(
+        default=None, metadata=_help("Written when saving: the side that trains, by module. Not for users.")
     )
     format_version: int = field(default=FORMAT_VERSION, metadata=_help("Of saved adapters. Not for users."))
 
@@ -110,9 +132,28 @@ class OIALRConfig(PeftConfig):
         self._check_counts()
         self._check_choices()
 
+    def policies(self, total_steps: int | None) -> Policies:
+        """Every decision of a run of `total_steps` optimizer steps; None where its length is not known.
+
+        Raises:
+            ValueError: a field is a share of the run, and its length is not known.
+        """
+        delay = steps_of("delay", self.delay, total_steps)
+        interval = self.update_interval
+        interval = default_interval(delay, total_steps) if interval is None else interval
+        freeze = None if self.freeze_bases is None else steps_of("freeze_bases", self.freeze_bases, total_steps)
+        return Policies(
+            Schedule(delay, steps_of("update_interval", interval, total_steps), self.layer_step),
+            self.rank_rule,
+            Bases(self.bases, freeze),
+            StepSize(self.lr_scale),
+        )
+
     @property
-    def schedule(self) -> Schedule:
-        return Schedule(self.delay, self.update_interval, self.layer_step)
+    def steps_to_first_update(self) -> int:
+        """After how many optimizer steps one is missed, whatever the length of the run; generous for shares of it."""
+        given = (self.delay, LONGEST_INTERVAL if self.update_interval is None else self.update_interval)
+        return sum(steps if isinstance(steps, int) else LONGEST_INTERVAL for steps in given)
 
     @property
     def rank_rule(self) -> RankRule:
@@ -137,16 +178,20 @@ class OIALRConfig(PeftConfig):
                 raise ValueError(f"`{name}` must be at least 1; got {rank}. Use None for the full rank.")
 
     def _check_counts(self) -> None:
-        for name, least, unit in (
-            ("delay", 0, "optimizer steps"),
-            ("update_interval", 1, "optimizer steps"),
-            ("rank_multiple", 1, "singular values"),
-        ):
+        for name, least in (("delay", 0), ("update_interval", 1), ("freeze_bases", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"`{name}` counts {unit} and must be an int; got {value!r}.")
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least} {unit}; got {value}.")
+            if value is None and name != "delay":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"`{name}` must be a number of optimizer steps or a share of the run; got {value!r}.")
+            if isinstance(value, float) and not (0 < value < 1 or (name == "update_interval" and value == 1)):
+                raise ValueError(f"`{name}` as a float is a share of the run and must be in (0, 1); got {value}.")
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"`{name}` must be at least {least} optimizer steps; got {value}.")
+        if isinstance(self.rank_multiple, bool) or not isinstance(self.rank_multiple, int):
+            raise TypeError(f"`rank_multiple` counts singular values and must be an int; got {self.rank_multiple!r}.")
+        if self.rank_multiple < 1:
+            raise ValueError(f"`rank_multiple` must be at least 1 singular values; got {self.rank_multiple}.")
 
     def _check_choices(self) -> None:
         ranges = {  # field: (interval as shown, test)
@@ -161,7 +206,8 @@ class OIALRConfig(PeftConfig):
                 raise TypeError(f"`{name}` must be a number in {interval}; got {value!r}.")
             if not (math.isfinite(value) and inside(value)):
                 raise ValueError(f"`{name}` must be in {interval}; got {value}.")
-        for name, allowed in {"moments": ("rotate", "slice", "reset"), "init": ("svd", "lowrank")}.items():
+        choices = {"moments": ("rotate", "slice", "reset"), "init": ("svd", "lowrank"), "bases": ("frozen", "longer")}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
         for name in ("init_weights", "keep_first_layer", "keep_last_layer", "train_rest"):
@@ -169,9 +215,20 @@ class OIALRConfig(PeftConfig):
                 raise TypeError(f"`{name}` must be True or False; got {getattr(self, name)!r}.")
         if self.keep_base_weights not in (None, True, False):
             raise TypeError(f"`keep_base_weights` must be None, True or False; got {self.keep_base_weights!r}.")
+        self._check_bases()
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` has no effect without `layers_to_transform`; set both or neither.")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError(
                 "`layers_to_transform` has no effect when `target_modules` is a regex; put it in the regex."
             )
+
+    def _check_bases(self) -> None:
+        if self.bases == "longer" and self.moments == "slice":
+            raise ValueError("`moments='slice'` is a rule for frozen bases; with bases='longer' use moments='rotate'.")
+        if self.freeze_bases is not None and self.bases == "frozen":
+            raise ValueError("`freeze_bases` has no effect with bases='frozen'; set bases='longer', or leave it out.")
+        scale = self.lr_scale
+        number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+        if not (scale in ("match", "none") if isinstance(scale, str) else number and 0 < scale < math.inf):
+            raise ValueError(f"`lr_scale` must be 'match', 'none' or a positive number; got {scale!r}.")

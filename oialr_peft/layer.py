@@ -12,7 +12,7 @@ from .compat.peft_ import check_adapters_to_merge
 from .compat.torch_ import plain_name, set_parameter
 from .kinds import Kind
 from .linalg import Factors
-from .weights import FROZEN, SLOTS, TRAINED, AdaptedWeight
+from .weights import FROZEN, SLOTS, TRAINED, VH, AdaptedWeight, Form, U
 from .workers import is_sharded
 
 
@@ -97,9 +97,10 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             if is_sharded(weight.core):
                 continue
             if (sigma := state_dict.get(f"{prefix}oialr_sigma.{adapter}")) is not None:
-                weight.match_rank(sigma.shape[-1])
+                form = Form(*(f"{prefix}{slot.name}.{adapter}" in state_dict for slot in (U, VH)))
+                weight.match(min(sigma.shape[-2:]), form)
             elif f"{prefix}oialr_weight.{adapter}" in state_dict:
-                weight.match_rank(None)
+                weight.match(None)
         if self.base_is_freed and not self.merged:
             # Savers that drop tensors sharing memory (Accelerate's save_state) take all empty weights for one.
             state_dict.setdefault(f"{prefix}base_layer.weight", self.base_weight.detach())
@@ -233,10 +234,6 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
 
     def apply_rotation(self, adapter: str, rotation: Any) -> None:
         self.weights[adapter].apply(rotation.change(self.weights[adapter].full_factors))
-
-    def match_rank(self, adapter: str, rank: int | None) -> None:
-        if adapter in self.weights:
-            self.weights[adapter].match_rank(rank)
 
     @property
     def sharded_ranks(self) -> Any:

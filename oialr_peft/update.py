@@ -4,7 +4,7 @@ due         which layers take part, and which matrix of each is decomposed
 decompose   an SVD of each, on the process that owns it
 choose      how many singular values stay; a joint policy sees the spectra of all layers first
 send        two small matrices and the singular values of each layer, to all processes
-apply       the bases turn and are cut, sigma becomes diagonal
+apply       the bases turn and are cut, sigma becomes diagonal; or one of them begins to train with sigma
 moments     the optimizer's state turns with them
 report      plain numbers
 
@@ -26,15 +26,17 @@ from .layers import OIALRLayer
 from .linalg import Rotation, decompose, spectrum
 from .memory import release_memory
 from .moments import MomentCarrier
-from .policy import LayerFacts
+from .policy import LayerFacts, Policies
 from .tuner.rules import initial_rank
 from .update_report import UpdateReport
+from .weights import FACTORED
 from .workers import Exchange, Solution, SvdTask, Workers, is_sharded
 
 
 def update_bases(
     layers: Sequence[tuple[str, OIALRLayer, str]],
     config: OIALRConfig,
+    policies: Policies,
     carrier: MomentCarrier,
     workers: Workers,
     *,
@@ -51,9 +53,9 @@ def update_bases(
         RuntimeError: on all processes, when one of them failed; it names the layer.
     """
     began = time.perf_counter()
-    update = _Update(layers, config, carrier)
+    update = _Update(layers, config, policies, carrier, step)
     tasks = update.due(update_number)
-    if config.rank_rule.joint:
+    if policies.ranks.joint:
         spectra = Exchange(workers, update.matrix, update.find_spectrum, update.take_spectrum, update.sharded)
         spectra.run([task for task in tasks if task.cut])
         update.ranks = workers.decide(update.choose_jointly, "its choice of ranks")
@@ -80,10 +82,16 @@ class _Update:
     """The phases of one update, and what they leave to the next ones."""
 
     def __init__(
-        self, layers: Sequence[tuple[str, OIALRLayer, str]], config: OIALRConfig, carrier: MomentCarrier
+        self,
+        layers: Sequence[tuple[str, OIALRLayer, str]],
+        config: OIALRConfig,
+        policies: Policies,
+        carrier: MomentCarrier,
+        step: int,
     ) -> None:
         self.layers = {name: (layer, adapter) for name, layer, adapter in layers}
-        self.config, self.carrier = config, carrier
+        self.config, self.policies, self.carrier = config, policies, carrier
+        self.bases = {name: policies.bases.held(x.matrix_shape, step) for name, x, _ in layers}
         self.sharded = any(is_sharded(layer.parameter(adapter)) for _, layer, adapter in layers)
         self.facts = {name: LayerFacts(x.matrix_shape, x.rank(a), x.full_rank) for name, (x, a) in self.layers.items()}
         self.spectra: dict[str, torch.Tensor] = {}
@@ -94,17 +102,17 @@ class _Update:
         self.skipped: list[str] = []
 
     def due(self, update_number: int) -> list[SvdTask]:
-        """A task for every layer that is due, and for those that are still dense."""
+        """A task for every layer that is due, and for those that are to hold other bases than they do."""
         names = list(self.layers)
-        due = {*names[-self.config.schedule.layers_due(update_number, len(names)) :]}
-        dense = {name for name, (layer, adapter) in self.layers.items() if not layer.is_factored(adapter)}
-        return [self._task(name, name in dense, name in due) for name in names if name in due or name in dense]
+        due = {*names[-self.policies.schedule.layers_due(update_number, len(names)) :]}
+        changing = {name for name, (layer, a) in self.layers.items() if layer.weights[a].form != self.bases[name]}
+        return [self._task(name, name in due) for name in names if name in due or name in changing]
 
-    def _task(self, name: str, dense: bool, cut: bool) -> SvdTask:
+    def _task(self, name: str, cut: bool) -> SvdTask:
         layer, adapter = self.layers[name]
-        parameter = layer.parameter(adapter)
+        weight, parameter, dense = layer.weights[adapter], layer.parameter(adapter), not layer.is_factored(adapter)
         rank = initial_rank(name, layer.full_rank, self.config) if dense else layer.rank(adapter)
-        shape = layer.matrix_shape if dense else (*layer.matrix_shape[:-2], rank, rank)
+        shape = layer.matrix_shape if dense else weight.core_shape
         method = self.config.init if dense else "svd"
         return SvdTask(name, shape, rank, parameter.dtype, parameter.device, method, cut, dense)
 
@@ -124,7 +132,7 @@ class _Update:
 
     def choose_jointly(self) -> dict[str, int]:
         """Choose: the ranks of all layers from all spectra."""
-        return self.config.rank_rule.choose(self.spectra, self.facts)
+        return self.policies.ranks.choose(self.spectra, self.facts)
 
     def decompose(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
         """Decompose, and choose where the ranks are not known yet; what is found is cut already."""
@@ -133,7 +141,7 @@ class _Update:
             return None
         if task.cut and self.ranks is None:
             spectra = {task.name: rotation.singular_values}
-            rotation = rotation.cut(self.config.rank_rule.choose(spectra, self.facts)[task.name])
+            rotation = rotation.cut(self.policies.ranks.choose(spectra, self.facts)[task.name])
         elif self.ranks is not None and task.name in self.ranks:
             rotation = rotation.cut(self.ranks[task.name])
         right = rotation.right.mT if task.travels_as_factors else rotation.right
@@ -148,12 +156,14 @@ class _Update:
         parameter, before = layer.parameter(adapter), layer.rank(adapter)
         left, values, right = solution.tensors
         rotation = Rotation(left, values, right.mT if task.travels_as_factors else right)
-        layer.apply_rotation(adapter, rotation)
-        self.carrier.transport(parameter, rotation, was_dense=task.dense)
-        if task.dense and not self.sharded and layer.parameter(adapter).dtype == left.dtype:
-            u, _, vh = layer.factors(adapter)  # the same values, which need not be held twice until they are sent
+        weight = layer.weights[adapter]
+        form, change = weight.form, rotation.change(weight.full_factors, self.bases[task.name])
+        weight.apply(change)
+        self.carrier.transport(parameter, change.transport, was_dense=task.dense)
+        if task.dense and weight.form == FACTORED and not self.sharded and weight.core.dtype == left.dtype:
+            u, _, vh = weight.factors  # the same values, which need not be held twice until they are sent
             solution.tensors = [u, values, vh if task.travels_as_factors else right]
-        self.factorised |= task.dense
+        self.factorised |= weight.form != form
         if rotation.rank < before:
             self.changed[task.name] = [before, rotation.rank]
             self.dropped[task.name] = solution.words

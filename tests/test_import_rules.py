@@ -80,6 +80,7 @@ def test_the_rule_looks_at_something():
         "tuner",
         "update_report",
         "workers",
+        "weights",
     }
     assert imported(PACKAGE / "weights" / "adapted.py") == {"compat", "linalg", "workers"}
 

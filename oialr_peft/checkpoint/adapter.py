@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from ..config import OIALRConfig
 from ..files import ADAPTER_WEIGHTS, Draft, content_hash, read_header, seal
+from ..weights import form_of
 from .config import HASH, plain_pattern, saved_config
 from .rest import PARTS, PEFT_PREFIX
 from .tensors import check_factors_of
@@ -125,8 +126,8 @@ def _check_weights(file: Path) -> None:
     if key == _checked:
         return
     header, metadata = read_header(file)
-    _check_parts(file, header)
     saved = saved_config(metadata, file)
+    _check_parts(file, header, (saved or {}).get("one_sided") or {})
     if saved is not None and content_hash(file) != saved[HASH]:
         raise ValueError(
             f"'{file}' is damaged: its tensors are not those that were saved (another SHA-256). Save or download it "
@@ -135,14 +136,16 @@ def _check_weights(file: Path) -> None:
     _checked = key
 
 
-def _check_parts(file: Path, header: dict[str, Any]) -> None:
+def _check_parts(file: Path, header: dict[str, Any], one_sided: dict[str, str]) -> None:
     held: dict[str, set[str]] = {}
     for key in header:
         name, _, part = key.rpartition(".")
         if part in PARTS:
             held.setdefault(name.removeprefix(PEFT_PREFIX), set()).add(part)
     for name, parts in held.items():
-        if parts != {"oialr_weight"} and (missing := sorted(set(PARTS[:3]) - parts)):
+        form = form_of(one_sided.get(name))
+        needed = {slot.name for slot in (form.core, *form.bases)}
+        if parts != {"oialr_weight"} and (missing := sorted(needed - parts)):
             raise ValueError(
                 f"The adapter file lacks the tensor '{name}.{missing[0]}' ('{file}'). It is incomplete or belongs to "
                 "another model; the model is unchanged."

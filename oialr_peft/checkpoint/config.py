@@ -29,6 +29,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "layers_pattern": ((list, str), f"{_NAMES}"),
     "rank_pattern": ((dict,), "an object {name: rank}"),
     "ranks": ((dict,), "an object {layer name: rank, or null where dense}"),
+    "one_sided": ((dict,), "an object {layer name: left or right}"),
     "format_version": ((int,), "a whole number"),
     "base_model_name_or_path": ((str,), "a name"),
     "revision": ((str,), "a name"),
@@ -117,6 +118,9 @@ def _check_types(found: dict[str, Any]) -> None:
     for name, rank in (found.get("ranks") or {}).items():
         if rank is not None and (type(rank) is not int or rank < 1):
             raise ValueError(f"`ranks` must hold whole numbers from 1, or null if dense; got {rank!r} for {name!r}.")
+    for name, side in (found.get("one_sided") or {}).items():
+        if side not in ("left", "right"):
+            raise ValueError(f"`one_sided` must hold 'left' or 'right'; got {side!r} for {name!r}.")
 
 
 def _listed(value: Any) -> list[Any]:
@@ -142,7 +146,7 @@ def _take_ranks(found: dict[str, Any], header: dict[str, dict[str, Any]]) -> Non
             "or download both again."
         )
     shapes = {name: names.get(f"{name}.oialr_sigma") for name in layers}
-    found["ranks"] = {name: shape[-1] if shape else None for name, shape in sorted(shapes.items())}
+    found["ranks"] = {name: min(shape[-2:]) if shape else None for name, shape in sorted(shapes.items())}
 
 
 def _without_regexes(found: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from torch import nn
 
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
-from ..linalg import factor_shapes
-from ..weights import AdaptedWeight
+from ..weights import VH, AdaptedWeight, Form, Slot, U, form_of
 from .rest import PARTS, PEFT_PREFIX, embedding_keys, rest_keys, running_statistics, wrapped
 
 
@@ -24,8 +23,12 @@ Tensors = Mapping[str, torch.Tensor]
 _TOLERANCE = {torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
-def file_ranks(state_dict: Tensors, layers: Mapping[str, AdaptedWeight]) -> dict[str, int | None]:
+def file_ranks(
+    state_dict: Tensors, layers: Mapping[str, AdaptedWeight], one_sided: Mapping[str, str]
+) -> dict[str, int | None]:
     """{layer name: rank in the file, None where the file holds a dense weight}, taken from tensor shapes.
+
+    `one_sided` names the layers of which one basis is part of sigma, and the side.
 
     Raises:
         ValueError: a tensor is missing, empty, of a shape that cannot belong to the layer, of integers, not finite, or
@@ -42,24 +45,33 @@ def file_ranks(state_dict: Tensors, layers: Mapping[str, AdaptedWeight]) -> dict
             _check_values(f"{name}.oialr_weight", weight)
             ranks[name] = None
             continue
-        if missing := [part for part in PARTS[:3] if f"{name}.{part}" not in tensors]:
+        form = form_of(one_sided.get(name))
+        if missing := [slot.name for slot in (U, form.core, VH) if _absent(slot, form, name, tensors)]:
             raise ValueError(_unchanged(f"The adapter file lacks the tensor '{name}.{missing[0]}'."))
-        u, sigma, vh = (tensors[f"{name}.{part}"] for part in PARTS[:3])
-        rank = sigma.shape[-1] if sigma.ndim else 0
+        rank = _rank(tensors[f"{name}.oialr_sigma"], form)
         if not 1 <= rank <= layer.full_rank:
             raise ValueError(
-                f"Tensor '{name}.oialr_sigma' of the adapter file has shape {tuple(sigma.shape)}; it must be square "
-                f"with a rank of 1 to min(out, in) = {layer.full_rank}. The model is unchanged."
+                f"Tensor '{name}.oialr_sigma' of the adapter file has shape "
+                f"{tuple(tensors[f'{name}.oialr_sigma'].shape)}; its rank must be 1 to min(out, in) = "
+                f"{layer.full_rank}. The model is unchanged."
             )
-        for part, tensor, shape in zip(
-            PARTS[:3], (u, sigma, vh), factor_shapes(layer.matrix_shape, rank), strict=True
-        ):
-            _check_shape(f"{name}.{part}", tensor, shape)
-            _check_values(f"{name}.{part}", tensor)
-        check_basis(f"{name}.oialr_u", u)
-        check_basis(f"{name}.oialr_vh", vh.mT)
+        for slot, shape in form.shapes(layer.matrix_shape, rank).items():
+            _check_shape(f"{name}.{slot.name}", tensors[f"{name}.{slot.name}"], shape)
+            _check_values(f"{name}.{slot.name}", tensors[f"{name}.{slot.name}"])
+        for slot in form.bases:
+            basis = tensors[f"{name}.{slot.name}"]
+            check_basis(f"{name}.{slot.name}", basis if slot is U else basis.mT)
         ranks[name] = rank
     return ranks
+
+
+def _absent(slot: Slot, form: Form, name: str, tensors: Tensors) -> bool:
+    return (slot is form.core or slot in form.bases) and f"{name}.{slot.name}" not in tensors
+
+
+def _rank(sigma: torch.Tensor, form: Form) -> int:
+    """The rank that sigma has in its form; 0 where it is no matrix."""
+    return sigma.shape[-2 if form.side == "right" else -1] if sigma.ndim > 1 else 0
 
 
 def check_basis(name: str, basis: torch.Tensor) -> None:

@@ -19,6 +19,10 @@ class Transport(NamedTuple):
         moved = core if self.left is None else self.left.mT @ core
         return moved if self.right is None else moved @ self.right
 
+    def squared(self) -> Transport:
+        """Where averages of squares go, if entries vary independently."""
+        return Transport(*(None if basis is None else basis.square() for basis in self))
+
 
 class BasisChange(NamedTuple):
     """A weight in other bases: its `factors` afterwards, and the `transport` that took its core there.

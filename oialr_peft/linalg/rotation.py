@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -36,6 +37,11 @@ class Rotation:
     def rank(self) -> int:
         return self.singular_values.shape[-1]
 
+    @property
+    def transport(self) -> Transport:
+        """Where what lives in the coordinates of the matrix goes, if both bases turn."""
+        return Transport(self.left, self.right)
+
     def dropped_energy(self, matrix: torch.Tensor) -> float:
         """The share of the squared Frobenius norm of `matrix`, whose rotation this is, that a cut leaves out.
 
@@ -45,23 +51,34 @@ class Rotation:
         kept = float(torch.linalg.vector_norm(self.singular_values, dtype=torch.float64))
         return max(0.0, 1 - (kept / whole) ** 2) if whole else 0.0
 
-    def change(self, held: Factors) -> BasisChange:
-        """The way of a weight, whose core this is the decomposition of, into the bases that make its core diagonal.
+    def change(self, held: Factors, bases: tuple[bool, bool] = (True, True)) -> BasisChange:
+        """The way of a weight, whose core this is the decomposition of, into its singular bases.
 
-        left ← left @ self.left, right ← self.rightᵀ @ right, where an absent one is the identity.
+        left ← left @ self.left, right ← self.rightᵀ @ right, where an absent one is the identity. `bases` says which
+        of them the weight holds from then on: with both the core is diagonal, with one the other is part of the core.
+
+        Raises:
+            ValueError: a basis that is held would be dissolved into the core, whose moments know nothing outside it.
         """
+        if (held.left is not None and not bases[0]) or (held.right is not None and not bases[1]):
+            raise ValueError("A basis that is held cannot become part of the core again.")
         left, right = self.left, self.right.mT
         if held.left is not None:
             left = reorthonormalise(held.left.to(left.dtype) @ left)
         if held.right is not None:
             right = reorthonormalise(held.right.to(left.dtype).mT @ self.right).mT
-        return BasisChange(
-            _stored(left, self.singular_values, right, held.core.dtype), Transport(self.left, self.right)
-        )
+        if all(bases):
+            core = torch.diag_embed(self.singular_values)
+        elif bases[1]:
+            core = left * self.singular_values.unsqueeze(-2)
+        else:
+            core = self.singular_values.unsqueeze(-1) * right
+        factors = _stored(Factors(left if bases[0] else None, core, right if bases[1] else None), held.core.dtype)
+        return BasisChange(factors, Transport(self.left if bases[0] else None, self.right if bases[1] else None))
 
-    def factorise(self, dtype: torch.dtype) -> Factors:
+    def factorise(self, dtype: torch.dtype, bases: tuple[bool, bool] = (True, True)) -> Factors:
         """The factors of the matrix that was decomposed, contiguous and in `dtype`."""
-        return _stored(self.left, self.singular_values, self.right.mT, dtype)
+        return self.change(Factors(None, self.left.new_empty(0, dtype=dtype), None), bases).factors
 
 
 def rotate(matrix: torch.Tensor) -> Rotation | None:
@@ -127,10 +144,12 @@ def rotate_lowrank(matrix: torch.Tensor, rank: int, *, seed: int, iterations: in
     return None if small is None else Rotation(basis @ small.left, small.singular_values, small.right).cut(rank)
 
 
-def _stored(u: torch.Tensor, singular_values: torch.Tensor, vh: torch.Tensor, dtype: torch.dtype) -> Factors:
+def _stored(factors: Factors, dtype: torch.dtype) -> Factors:
     # Contiguous copies: a slice kept alive would pin the uncut matrix in memory and in the saved file.
-    parts = (u, torch.diag_embed(singular_values), vh)
-    return Factors(*(part.to(dtype).clone(memory_format=torch.contiguous_format) for part in parts))
+    left, core, right = (
+        None if part is None else part.to(dtype).clone(memory_format=torch.contiguous_format) for part in factors
+    )
+    return Factors(left, cast(torch.Tensor, core), right)
 
 
 def _svd_default(matrix: torch.Tensor):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import OIALRWarning
-from ..linalg import Rotation
+from ..linalg import Transport
 from ..workers import full_tensor, is_sharded, set_block
 from .rules import RULES, first, state_shape
 from .table import OPTIMIZERS
@@ -41,13 +41,13 @@ class MomentCarrier:
         finally:
             self._gradients = {}
 
-    def transport(self, parameter: nn.Parameter, rotation: Rotation, *, was_dense: bool) -> None:
-        """Move the state of `parameter`, which has become leftᵀ parameter right.
+    def transport(self, parameter: nn.Parameter, transport: Transport, *, was_dense: bool) -> None:
+        """Move the state of `parameter`, which `transport` has moved.
 
         `was_dense` says that the parameter was a dense weight, not a sigma.
         """
         if (gradient := self._gradients.pop(parameter, None)) is not None:
-            parameter.grad = _stored(gradient, first(_live(gradient, rotation), rotation, {}).to(gradient.dtype))
+            parameter.grad = _stored(gradient, first(_live(gradient, transport), transport, {}).to(gradient.dtype))
         state = self.optimizer.state.get(parameter)
         if not state:
             return
@@ -55,11 +55,11 @@ class MomentCarrier:
         if self.policy == "reset" or kinds is None:
             del self.optimizer.state[parameter]
             return
-        live = {key: _live(value, rotation) for key, value in state.items()}
+        live = {key: _live(value, transport) for key, value in state.items()}
         if self.policy == "slice":
-            moved = {key: _slice(value, kinds[key], rotation, was_dense) for key, value in live.items()}
+            moved = {key: _slice(value, kinds[key], transport, was_dense) for key, value in live.items()}
         else:
-            moved = _rotate(live, kinds, rotation)
+            moved = _rotate(live, kinds, transport)
         for key, value in moved.items():
             state[key] = _stored(state[key], value)
 
@@ -103,11 +103,14 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _live(value: Any, rotation: Rotation) -> Any:
-    """An entry of the state; of one that FSDP holds the part that belongs to the matrix of the rotation."""
+def _live(value: Any, transport: Transport) -> Any:
+    """An entry of the state; of one that FSDP holds the part that belongs to the matrix of the transport."""
     if not (isinstance(value, torch.Tensor) and is_sharded(value)):
         return value
-    return full_tensor(value)[..., : rotation.left.shape[-2], : rotation.right.shape[-2]]
+    left, right = transport
+    if left is None or right is None:
+        raise NotImplementedError("Under FSDP2 both bases must be frozen: use OIALRConfig(bases='frozen').")
+    return full_tensor(value)[..., : left.shape[-2], : right.shape[-2]]
 
 
 def _stored(old: Any, new: Any) -> Any:
@@ -118,22 +121,25 @@ def _stored(old: Any, new: Any) -> Any:
     return old
 
 
-def _rotate(state: dict[str, Any], kinds: dict[str, str], rotation: Rotation) -> dict[str, Any]:
+def _rotate(state: dict[str, Any], kinds: dict[str, str], transport: Transport) -> dict[str, Any]:
     entries = {kinds[key]: value for key, value in state.items() if isinstance(value, torch.Tensor)}
 
     def moved(key: str, value: Any) -> Any:
         if kinds[key] == "keep" or not isinstance(value, torch.Tensor):
             return value
-        return RULES[kinds[key]](value, rotation, entries).to(value.dtype).contiguous()
+        return RULES[kinds[key]](value, transport, entries).to(value.dtype).contiguous()
 
     return {key: moved(key, value) for key, value in state.items()}
 
 
-def _slice(value: Any, kind: str, rotation: Rotation, was_dense: bool) -> Any:
+def _slice(value: Any, kind: str, transport: Transport, was_dense: bool) -> Any:
     """The authors' policy: zeros at factorisation, the top-left block at a cut, never rotated."""
     if kind == "keep" or not isinstance(value, torch.Tensor):
         return value
-    shape = state_shape(kind, (*rotation.left.shape[:-2], rotation.rank, rotation.rank))
+    left, right = transport
+    if left is None or right is None:
+        raise NotImplementedError("moments='slice' is a rule for frozen bases; use moments='rotate'.")
+    shape = state_shape(kind, (*left.shape[:-2], left.shape[-1], right.shape[-1]))
     return value.new_zeros(shape) if was_dense else value[tuple(map(slice, shape))].clone()
 
 

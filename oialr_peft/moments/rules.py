@@ -12,46 +12,46 @@ from collections.abc import Callable
 
 import torch
 
-from ..linalg import Rotation
+from ..linalg import Transport
 
 
 Entries = dict[str, torch.Tensor]  # the entries of one parameter by kind, as they were before the rotation
-Rule = Callable[[torch.Tensor, Rotation, Entries], torch.Tensor]
+Rule = Callable[[torch.Tensor, Transport, Entries], torch.Tensor]
 
 
-def first(value: torch.Tensor, rotation: Rotation, _: Entries) -> torch.Tensor:
+def first(value: torch.Tensor, transport: Transport, _: Entries) -> torch.Tensor:
     """Linear in the gradient, or a step along the parameter; exact."""
-    return rotation.left.mT @ _as_matrix(value, rotation) @ rotation.right
+    return transport(as_matrix(value, transport))
 
 
-def second(value: torch.Tensor, rotation: Rotation, _: Entries) -> torch.Tensor:
+def second(value: torch.Tensor, transport: Transport, _: Entries) -> torch.Tensor:
     """An average, sum or maximum of squares, entry by entry."""
-    return rotation.left.square().mT @ _as_matrix(value, rotation) @ rotation.right.square()
+    return transport.squared()(as_matrix(value, transport))
 
 
-def centred(value: torch.Tensor, rotation: Rotation, entries: Entries) -> torch.Tensor:
+def centred(value: torch.Tensor, transport: Transport, entries: Entries) -> torch.Tensor:
     """As `second`; where a mean is kept beside it, which the optimizer subtracts squared, only the rest is spread out.
 
     Otherwise the difference, a variance whose root is taken, could become negative.
     """
     if "mean" not in entries:
-        return second(value, rotation, entries)
-    mean = _as_matrix(entries["mean"], rotation)
-    variance = (_as_matrix(value, rotation) - mean.square()).clamp_min(0.0)
-    return second(variance, rotation, entries) + first(mean, rotation, entries).square()
+        return second(value, transport, entries)
+    mean = as_matrix(entries["mean"], transport)
+    variance = (as_matrix(value, transport) - mean.square()).clamp_min(0.0)
+    return second(variance, transport, entries) + first(mean, transport, entries).square()
 
 
-def largest(value: torch.Tensor, rotation: Rotation, entries: Entries) -> torch.Tensor:
+def largest(value: torch.Tensor, transport: Transport, entries: Entries) -> torch.Tensor:
     """A decayed maximum of absolute values (Adamax): a scale of the gradient, so its square moves as one.
 
     The bound that is sure, |left|ᵀ value |right|, is too large by about √n on either side, so steps would collapse.
     """
-    return second(_as_matrix(value, rotation).square(), rotation, entries).sqrt()
+    return second(as_matrix(value, transport).square(), transport, entries).sqrt()
 
 
 def _means(kind: str) -> Rule:
-    def rule(_: torch.Tensor, rotation: Rotation, entries: Entries) -> torch.Tensor:
-        moved = second(_from_means(entries), rotation, entries)
+    def rule(_: torch.Tensor, transport: Transport, entries: Entries) -> torch.Tensor:
+        moved = second(_from_means(entries), transport, entries)
         return moved.mean(dim=-1 if kind.startswith("row") else -2, keepdim=kind.endswith("_kept"))
 
     return rule
@@ -78,10 +78,14 @@ def state_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _as_matrix(value: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """A tensor of a parameter's shape in the matrix shape of its rotation; the kernel of a convolution has another."""
-    shape = (*rotation.left.shape[:-1], rotation.right.shape[-2])
-    return value.to(rotation.left.dtype).reshape(shape)
+def as_matrix(value: torch.Tensor, transport: Transport) -> torch.Tensor:
+    """A tensor of a parameter's shape as the matrix that is moved; the kernel of a convolution has another shape."""
+    left, right = transport
+    if left is not None:
+        return value.to(left.dtype).reshape(*left.shape[:-1], -1)
+    if right is not None:
+        return value.to(right.dtype).reshape(*right.shape[:-2], -1, right.shape[-2])
+    return value
 
 
 def _from_means(entries: Entries) -> torch.Tensor:

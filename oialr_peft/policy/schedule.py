@@ -34,3 +34,30 @@ class Schedule:
         """How many of `total` layers, counted from the last, take part in the update of this number; at least 1."""
         # The small constant keeps shares such as 0.29 * 100 = 28.999999999999996 from losing one to rounding.
         return min(total, max(1, math.floor(update_number * self.layer_step * total + 1e-9)))
+
+
+UPDATES = 20  # of a run, where the interval is derived from its length
+LONGEST_INTERVAL = 400
+
+
+def default_interval(delay: int, total_steps: int | None) -> int:
+    """The steps between updates by which every layer comes due in time."""
+    if total_steps is None:
+        return LONGEST_INTERVAL
+    return min(LONGEST_INTERVAL, max(1, (total_steps - delay) // UPDATES))
+
+
+def steps_of(name: str, value: int | float, total_steps: int | None) -> int:
+    """A number of optimizer steps; a float is a share of the run.
+
+    Raises:
+        ValueError: it is a share, and the length of the run is not known.
+    """
+    if isinstance(value, int):
+        return value
+    if total_steps is None:
+        raise ValueError(
+            f"`{name}={value}` is a share of the run, whose length is not known here. Pass "
+            f"`OIALRUpdater(model, optimizer, total_steps=...)`, or give `{name}` in optimizer steps."
+        )
+    return max(1, round(value * total_steps))

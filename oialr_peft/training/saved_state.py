@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,22 @@ def checked_state(state: Any, full_ranks: Mapping[str, int]) -> tuple[int, dict[
             rule = f"the rank of '{name}' in `live_ranks` must be from 1 to min(out, in) = {full_ranks[name]}"
             raise ValueError(_damaged(rule, rank))
     return steps, taken
+
+
+def checked_scales(state: Mapping[str, Any]) -> dict[str, list[float]]:
+    """{layer: [start, steps taken]} of the steps whose scale was on its way.
+
+    Raises:
+        ValueError: naming the entry, its rule and the value.
+    """
+    scales = state.get("step_scales", {})
+    if not isinstance(scales, Mapping):
+        raise ValueError(_damaged("`step_scales` must be an object {layer name: [scale, steps]}", scales))
+    for name, entry in scales.items():
+        whole = isinstance(entry, list) and len(entry) == 2 and all(type(n) in (int, float) for n in entry)
+        if not whole or not 0 < entry[0] < math.inf or not 0 <= entry[1] < math.inf:
+            raise ValueError(_damaged(f"`step_scales` of '{name}' must be [scale above 0, steps taken]", entry))
+    return dict(scales)
 
 
 def progress_in(saved: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -16,7 +16,16 @@ from ..policy.step_size import KINDS, Kind, Ramp, StepSize
 
 _DECOUPLED = frozenset({"AdamW", "Muon", "Lion"})  # weight decay apart from the step, unless a group says otherwise
 
-Shapes = Callable[[], tuple[tuple[int, ...], tuple[int, ...]]]
+
+class Scaled(Protocol):
+    """What is asked of a layer's weight: the Parameter that trains, and the shapes of weight and Parameter now."""
+
+    @property
+    def core(self) -> nn.Parameter: ...
+    @property
+    def matrix_shape(self) -> tuple[int, ...]: ...
+    @property
+    def core_shape(self) -> tuple[int, ...]: ...
 
 
 class StepScale:
@@ -27,29 +36,24 @@ class StepScale:
 
     Args:
         optimizer: a torch optimizer that holds the parameters.
-        layers: {name: (parameter, a function that gives the shapes of weight and trained matrix as they are now)}.
+        layers: {name: its weight}.
         policy: which scale.
 
     Raises:
         ValueError: a number as scale for an optimizer whose step is relative to the weight or linear in the gradient.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, layers: Mapping[str, tuple[nn.Parameter, Shapes]], policy: StepSize
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, layers: Mapping[str, Scaled], policy: StepSize) -> None:
         self.policy = policy
         self._optimizer = weakref.ref(optimizer)
         self._layers = dict(layers)
-        self._kinds = {name: self._kind_of(optimizer, parameter) for name, (parameter, _) in self._layers.items()}
+        self._kinds = {name: self._kind_of(optimizer, weight.core) for name, weight in self._layers.items()}
         self._ramps = {name: Ramp(scale, scale) for name, scale in self._targets().items()}
         self._before: dict[str, torch.Tensor] = {}
         this = weakref.ref(self)
-        hooks = (
-            optimizer.register_step_pre_hook(lambda *_: (scale := this()) and scale._remember()),
-            optimizer.register_step_post_hook(lambda *_: (scale := this()) and scale._apply()),
-        )
-        for hook in hooks:
-            weakref.finalize(self, hook.remove)
+        # They stay with the optimizer: one that is removed by garbage collection in the midst of a step would end it.
+        optimizer.register_step_pre_hook(lambda *_: (scale := this()) and scale._remember())
+        optimizer.register_step_post_hook(lambda *_: (scale := this()) and scale._apply())
 
     def refresh(self) -> None:
         """Set out for the scales of the present ranks; to be called after an update."""
@@ -72,9 +76,10 @@ class StepScale:
 
     def _targets(self) -> dict[str, float]:
         found = {}
-        for name, (_, shapes) in self._layers.items():
+        for name, weight in self._layers.items():
             kind, adjustment = self._kinds[name]
-            found[name] = self.policy.scale(kind, *shapes(), muon_adjustment=adjustment)
+            shapes = weight.matrix_shape, weight.core_shape
+            found[name] = self.policy.scale(kind, *shapes, muon_adjustment=adjustment)
         return found
 
     def _kind_of(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[Kind, str | None]:
@@ -103,7 +108,7 @@ class StepScale:
     @torch.no_grad()
     def _remember(self) -> None:
         self._before = {
-            name: self._layers[name][0].detach().clone() for name, scale in self.scales().items() if scale != 1
+            name: self._layers[name].core.detach().clone() for name, scale in self.scales().items() if scale != 1
         }
 
     @torch.no_grad()
@@ -111,7 +116,7 @@ class StepScale:
         optimizer = self._optimizer()
         assert optimizer is not None
         for name, before in self._before.items():
-            parameter = self._layers[name][0]
+            parameter = self._layers[name].core
             kept = 1 - _decoupled_decay(optimizer, _group_of(optimizer, parameter))
             scaled = before * kept + (parameter - before * kept) * self._ramps[name].value
             # Where nothing moved, the step was skipped (no gradient, or an overflow found inside the step).

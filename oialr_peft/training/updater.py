@@ -18,7 +18,11 @@ from ..workers import Parallel, digest, fsdp_modules, full_tensor, is_sharded
 from . import notices
 from .averages import Averages
 from .optimizer_steps import OptimizerSteps
-from .saved_state import checked_state
+from .saved_state import checked_scales, checked_state
+from .step_scale import StepScale
+
+
+_WRITTEN = ("ranks", "one_sided", "format_version")  # fields of the config that saving writes
 
 
 class OIALRUpdater:
@@ -54,7 +58,7 @@ class OIALRUpdater:
     def __init__(
         self, model: nn.Module, optimizer: Any, *, total_steps: int | None = None, check: bool = False
     ) -> None:
-        self.check = check
+        self.total_steps, self.check = total_steps, check
         self.layers = active_layers(model)
         self.optimizer = optimizer
         self.steps = 0
@@ -67,7 +71,7 @@ class OIALRUpdater:
         self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
         if total_steps is not None:
             names = [name for name, *_ in self.layers]
-            self._warn_once("too short", notices.too_short(self.config.schedule, names, total_steps))
+            self._warn_once("too short", notices.too_short(self.policies.schedule, names, total_steps))
         self._warn_once("never cut", notices.never_cut(self.layers, self.config.rank_multiple))
 
     def _take(self, model: nn.Module) -> None:
@@ -81,11 +85,19 @@ class OIALRUpdater:
         self.config = _config_of(model, adapter)
         self.carrier = MomentCarrier(self.optimizer, self.config.moments)
         self._watch = next((watch for _, layer, _ in self.layers if (watch := layer.watches.get(adapter))), None)
+        self.policies = self.config.policies(self.total_steps)
         self._check_optimizer()
+        if self.config.bases != "frozen" and any(map(is_sharded, self._parameters().values())):
+            raise NotImplementedError(
+                f"FSDP2 shards by shape, so bases='{self.config.bases}' cannot change what trains. Use "
+                "OIALRConfig(bases='frozen'), or DistributedDataParallel."
+            )
         self._steps_taken = OptimizerSteps(self.carrier.optimizer)
         self._averages = Averages(model, [layer.weights[a] for _, layer, a in self.layers], self._watch)
         if self._watch is not None:
             self._watch.attend()
+        scaled = {name: layer.weights[a] for name, layer, a in self.layers}
+        self._step_scale = StepScale(self.carrier.optimizer, scaled, self.policies.step_size)
 
     @property
     def sharded(self) -> bool:
@@ -96,7 +108,7 @@ class OIALRUpdater:
         """What must be the same on all processes."""
         config = getattr(self, "config", None)
         fields = {} if config is None else config.to_dict()
-        facts = {f"OIALRConfig.{field}": value for field, value in fields.items() if field != "ranks"}
+        facts = {f"OIALRConfig.{field}": value for field, value in fields.items() if field not in _WRITTEN}
         ranks = {name: layer.rank(adapter) for name, layer, adapter in self.layers}
         return {**facts, "the layers and ranks": ranks, "the count of steps": self.steps}
 
@@ -123,7 +135,7 @@ class OIALRUpdater:
             return None
         if self._watch is not None:
             self._watch.reset()
-        numbers = map(self.config.schedule.update_number, range(self.steps + 1, self.steps + taken + 1))
+        numbers = map(self.policies.schedule.update_number, range(self.steps + 1, self.steps + taken + 1))
         number = max((number for number in numbers if number is not None), default=None)
         self.steps += taken
         self._averages.warn_of_others(update=number is not None)
@@ -134,8 +146,9 @@ class OIALRUpdater:
         workers = self.parallel.workers
         with self.carrier.moving_gradients(self._parameters().values()), self._averages.moving():
             report = update_bases(
-                self.layers, self.config, self.carrier, workers, step=self.steps, update_number=number
+                self.layers, self.config, self.policies, self.carrier, workers, step=self.steps, update_number=number
             )
+        self._step_scale.refresh()
         if report.factorised or report.changed:
             self.parallel.after_update()
         if self.check:
@@ -192,7 +205,9 @@ class OIALRUpdater:
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON. Bases and ranks are in the adapter, moments in the optimizer; under FSDP ranks are here."""
         live = {name: layer.sharded_ranks[a] for name, layer, a in self.layers if a in layer.sharded_ranks}
-        return {"steps": self.steps, **({"live_ranks": live} if live else {})}
+        scales = self._step_scale.state_dict()
+        state = {"live_ranks": live, "step_scales": scales}
+        return {"steps": self.steps, **{name: value for name, value in state.items() if value}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict()`; load the adapter and the optimizer's state as well.
@@ -201,8 +216,10 @@ class OIALRUpdater:
             ValueError: it is no such state; this one is unchanged.
         """
         steps, ranks = checked_state(state, {name: layer.full_rank for name, layer, _ in self.layers})
+        scales = checked_scales(state)
         self.steps = steps
         self._steps_taken.since_last_asked()
+        self._step_scale.load_state_dict(scales)
         for name, layer, adapter in self.layers:
             if name in ranks and is_sharded(layer.parameter(adapter)):  # elsewhere shapes tell the rank
                 layer.sharded_ranks[adapter] = ranks[name]

@@ -19,6 +19,7 @@ from ..kinds import PROJECTIONS, Kind, MultiheadAttention, is_attention, kind_of
 from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
+from ..weights import form_of
 from ..workers import gathered
 from .start import starting_weight
 from .targets import TargetSelection, select_targets
@@ -66,7 +67,7 @@ class OIALRModel(BaseTuner):
             )
         if weights := weights_of(model, adapter_name):
             first = next(iter(weights.values()))
-            first.watch = UpdateWatch(first, config.delay + config.update_interval)
+            first.watch = UpdateWatch(first, config.steps_to_first_update)
 
     def _post_injection_hook(self, model: nn.Module, config: OIALRConfig, adapter_name: str) -> None:
         leave_fast_path(model)
@@ -210,6 +211,7 @@ class OIALRModel(BaseTuner):
             if (rank := weight.sharded_rank) is not None:
                 cut_to_live(selected, name, adapter_name, rank)
         config.ranks = {name: weight.rank if weight.is_factored else None for name, weight in weights.items()}
+        config.one_sided = {name: weight.form.side for name, weight in weights.items() if weight.form.side} or None
         return selected
 
     @classmethod
@@ -218,10 +220,10 @@ class OIALRModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         """Check the file as a whole, then give every layer the rank found in it; the caller fills the tensors."""
         weights = weights_of(model, adapter_name)
-        ranks = file_ranks(state_dict, weights)
+        ranks = file_ranks(state_dict, weights, config.one_sided or {})
         check_file(model, config, state_dict, weights)
         for name, weight in weights.items():
-            weight.match_rank(ranks[name])
+            weight.match(ranks[name], form_of((config.one_sided or {}).get(name)))
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 

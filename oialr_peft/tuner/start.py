@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 
 from ..config import OIALRConfig
-from ..linalg import Factors, decompose, factor_shapes, working_dtype
+from ..linalg import Factors, decompose, working_dtype
+from ..policy import Bases
+from ..weights import VH, U, form_of
 from .rules import initial_rank
 
 
@@ -31,8 +33,9 @@ def starting_weight(name: str, base: torch.Tensor, matrix_shape: tuple[int, ...]
     dtype = working_dtype(base.dtype)
     if rank is not None:
         nan = torch.full((), float("nan"), dtype=dtype, device=base.device)
-        shapes = factor_shapes(matrix_shape, rank)
-        return Start(Factors(*(nan.expand(shape).clone() for shape in shapes)), awaits_file=True)
+        form = form_of((config.one_sided or {}).get(name))
+        tensors = {slot: nan.expand(shape).clone() for slot, shape in form.shapes(matrix_shape, rank).items()}
+        return Start(Factors(tensors.get(U), tensors[form.core], tensors.get(VH)), awaits_file=True)
     if config.delay or config.ranks is not None:
         # The base weight itself where it would be freed, else a copy.
         return Start(Factors(None, base if config.frees_base else base.detach().clone(), None))
@@ -40,7 +43,7 @@ def starting_weight(name: str, base: torch.Tensor, matrix_shape: tuple[int, ...]
     rotation = decompose(matrix, initial_rank(name, min(matrix_shape[-2:]), config), config.init)
     if rotation is None:
         raise RuntimeError(f"The SVD of '{name}' {matrix_shape} did not converge with any driver.")
-    factors = rotation.factorise(dtype)
+    factors = rotation.factorise(dtype, Bases(config.bases).held(matrix_shape, 0))
     return Start(factors if config.init_weights else _disturbed(factors), factors.error(matrix))
 
 

@@ -1,7 +1,22 @@
 """One adapted weight: its forms, the slots that hold its tensors, and how it changes."""
 
 from .adapted import AdaptedWeight
-from .form import DENSE, FACTORED, FROZEN, LEFT_TRAINS, RIGHT_TRAINS, SIGMA, SLOTS, TRAINED, VH, WEIGHT, Form, Slot, U
+from .form import (
+    DENSE,
+    FACTORED,
+    FROZEN,
+    LEFT_TRAINS,
+    RIGHT_TRAINS,
+    SIGMA,
+    SLOTS,
+    TRAINED,
+    VH,
+    WEIGHT,
+    Form,
+    Slot,
+    U,
+    form_of,
+)
 
 
 __all__ = [
@@ -19,4 +34,5 @@ __all__ = [
     "Form",
     "Slot",
     "U",
+    "form_of",
 ]

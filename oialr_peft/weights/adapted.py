@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..compat.resize import resize_parameter
-from ..linalg import BasisChange, Factors, factor_shapes, two_factor_size
+from ..linalg import BasisChange, Factors, two_factor_size
 from ..workers import full_tensor, is_sharded, set_block
-from .form import SLOTS, VH, Form, U
+from .form import DENSE, FACTORED, SLOTS, VH, Form, U
 
 
 Stores = Mapping[str, Any]  # slot name: {adapter: tensor}
@@ -25,6 +25,9 @@ class AdaptedWeight:
         dense       -                  oialr_weight, as W    -
         factored    oialr_u            oialr_sigma           oialr_vh
                     (rows, rank)       (rank, rank)          (rank, cols)
+        one-sided   -                  oialr_sigma           oialr_vh
+                                       (rows, rank)          (rank, cols)
+                    or oialr_u (rows, rank) and oialr_sigma (rank, cols)
 
     The core trains. It is the same Parameter all along, resized in place, so optimizers, schedulers and wrappers that
     refer to it stay true through factorisation, cuts and loading. The bases are frozen between updates.
@@ -106,6 +109,18 @@ class AdaptedWeight:
         return min(self.matrix_shape[-2:])
 
     @property
+    def core_shape(self) -> tuple[int, ...]:
+        """The shape of `matrix`, without gathering it."""
+        if not self.is_factored:
+            return self.matrix_shape
+        return self.form.shapes(self.matrix_shape, self.rank)[self.form.core]
+
+    @property
+    def held_size(self) -> int:
+        """How many values core and bases hold."""
+        return sum(part.numel() for part in self.factors if part is not None)
+
+    @property
     def trainable_size(self) -> int:
         """How many values train."""
         if self.sharded_rank is None:
@@ -133,16 +148,18 @@ class AdaptedWeight:
         else:
             self._hold(change.factors, self.core)
 
-    def match_rank(self, rank: int | None) -> None:
-        """Have the tensors of `rank` (`None` = dense), without values: a file is about to be loaded."""
+    def match(self, rank: int | None, form: Form = FACTORED) -> None:
+        """Have the tensors of `rank` (`None` = dense) in a form, without values: a file is about to be loaded."""
         self.awaits_file = False
-        if rank == (self.rank if self.is_factored else None):
+        form = DENSE if rank is None else form
+        if form == self.form and (rank is None or rank == self.rank):
             return
         zeros = self.core.detach().new_zeros
         if rank is None:
             self._hold(Factors(None, zeros(self.shape), None), self.core)
         else:
-            self._hold(Factors(*map(zeros, factor_shapes(self.matrix_shape, rank))), self.core)
+            tensors = {slot: zeros(shape) for slot, shape in form.shapes(self.matrix_shape, rank).items()}
+            self._hold(Factors(tensors.get(U), tensors[form.core], tensors.get(VH)), self.core)
 
     def on_load(self, call: Callable[[AdaptedWeight], None]) -> None:
         """Call with this weight whenever a state dict was loaded into it."""

@@ -53,9 +53,28 @@ class Form(NamedTuple):
         return SIGMA if self.left or self.right else WEIGHT
 
     @property
+    def side(self) -> str | None:
+        """The side whose basis is part of the core: "left", "right", or None where both are held, or neither."""
+        if self.left == self.right:
+            return None
+        return "right" if self.left else "left"
+
+    def shapes(self, matrix_shape: tuple[int, ...], rank: int) -> dict[Slot, tuple[int, ...]]:
+        """The shape of each tensor that is held of a matrix (rows, cols), or of several, at `rank`."""
+        *groups, rows, cols = matrix_shape
+        core = (*groups, rank if self.left else rows, rank if self.right else cols)
+        found = {U: (*groups, rows, rank), self.core: core, VH: (*groups, rank, cols)}
+        return {slot: shape for slot, shape in found.items() if slot is self.core or slot in self.bases}
+
+    @property
     def bases(self) -> tuple[Slot, ...]:
         """Where the bases are."""
         return tuple(slot for slot, held in ((U, self.left), (VH, self.right)) if held)
+
+
+def form_of(side: str | None) -> Form:
+    """The form of a factored weight, by the side whose basis trains as part of the core."""
+    return {"left": LEFT_TRAINS, "right": RIGHT_TRAINS}.get(side or "", FACTORED)
 
 
 DENSE = Form(left=False, right=False)  # before factorisation

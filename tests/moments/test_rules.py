@@ -24,7 +24,7 @@ def test_second_moment_is_the_expectation_for_independent_gradients():
         "exp_avg": torch.zeros(6, 5).double(),
         "exp_avg_sq": spread,
     }
-    MomentCarrier(optimizer, "rotate").transport(parameter, rotation, was_dense=True)
+    MomentCarrier(optimizer, "rotate").transport(parameter, rotation.transport, was_dense=True)
     torch.testing.assert_close(optimizer.state[parameter]["exp_avg_sq"], measured, rtol=0.02, atol=0.0)
 
 
@@ -36,7 +36,7 @@ def test_adafactor_rows_and_columns_equal_those_of_the_rotated_estimate():
     parameter = torch.nn.Parameter(torch.zeros(6, 5).double())
     optimizer = torch.optim.Adafactor([parameter])
     optimizer.state[parameter] = {"step": torch.tensor(1.0), "row_var": row, "col_var": col}
-    MomentCarrier(optimizer, "rotate").transport(parameter, rotation, was_dense=True)
+    MomentCarrier(optimizer, "rotate").transport(parameter, rotation.transport, was_dense=True)
     state = optimizer.state[parameter]
     torch.testing.assert_close(state["row_var"], rotated.mean(1, keepdim=True))
     torch.testing.assert_close(state["col_var"], rotated.mean(0, keepdim=True))
@@ -102,7 +102,7 @@ def rotated(optimizer, **state):
     rotation = rotate(torch.randn(6, 5).double())
     parameter = next(p for group in optimizer.param_groups for p in group["params"])
     optimizer.state[parameter] = state
-    MomentCarrier(optimizer, "rotate").transport(parameter, rotation, was_dense=True)
+    MomentCarrier(optimizer, "rotate").transport(parameter, rotation.transport, was_dense=True)
     return optimizer.state[parameter], rotation
 
 
