@@ -97,8 +97,10 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             if is_sharded(weight.core):
                 continue
             if (sigma := state_dict.get(f"{prefix}oialr_sigma.{adapter}")) is not None:
-                form = Form(*(f"{prefix}{slot.name}.{adapter}" in state_dict for slot in (U, VH)))
-                weight.match(min(sigma.shape[-2:]), form)
+                # Of any other shape it is no sigma of this layer: torch will say so, with both shapes.
+                if sigma.ndim >= 2 and 1 <= min(sigma.shape[-2:]) <= self.full_rank:
+                    form = Form(*(f"{prefix}{slot.name}.{adapter}" in state_dict for slot in (U, VH)))
+                    weight.match(min(sigma.shape[-2:]), form)
             elif f"{prefix}oialr_weight.{adapter}" in state_dict:
                 weight.match(None)
         if self.base_is_freed and not self.merged:

@@ -20,6 +20,7 @@ from .rules import (
     pointless_reason,
     reason_against,
     refuse_tied_modules_to_save,
+    targets_of,
     uses_of,
 )
 
@@ -81,6 +82,13 @@ def _saved(modules: Modules, ranks: dict[str, int | None]) -> TargetSelection:
             f"The saved adapter has layers that this model lacks: {', '.join(absent[:5])}"
             f"{', ...' if len(absent) > 5 else ''}. It belongs to another architecture; load its own base."
         )
+    for target in (target for name in selection.chosen for target in targets_of(name, modules[name])):
+        rank, full = ranks.get(target.name), min(target.shape[-2:])
+        if rank is not None and rank > full:
+            raise ValueError(
+                f"The layer '{target.name}' of the saved adapter has rank {rank}, above its min(out, in) = {full}. "
+                "Its config is damaged, or belongs to another model; the model is unchanged."
+            )
     return selection
 
 

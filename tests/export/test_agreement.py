@@ -51,7 +51,7 @@ def test_config_and_weights_of_two_saves_are_refused_unless_told(tmp_path):
     torch.manual_seed(5)
     compressed(tiny_llama(), tmp_path / "two")
     os.replace(tmp_path / "two" / "model.safetensors", tmp_path / "one" / "model.safetensors")
-    with pytest.raises(ValueError, match="is not the file that config.json was saved with"):
+    with pytest.raises(ValueError, match=r"is not the file that config\.json was saved with"):
         load(tmp_path / "one")
     edit_record(tmp_path / "one", files={})
     load(tmp_path / "one")
