@@ -99,8 +99,8 @@ def _warn_if_nothing_reads_inputs(base: PreTrainedModel, folder: Path) -> None:
 
     kinds = {
         *tokenization_auto.TOKENIZER_MAPPING_NAMES,
-        *image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES,
-        *feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES,
+        *image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
+        *feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
     }
     if base.config.model_type in kinds and not any((folder / name).exists() for name in _PROCESSING_FILES):
         warnings.warn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 
 _LARGEST = 1 << 53  # steps; beyond it JSON of other programs loses digits
@@ -29,7 +29,7 @@ def checked_state(state: Any, full_ranks: Mapping[str, int]) -> tuple[int, dict[
         if not _is_count(rank, 1, full_ranks[name]):
             rule = f"the rank of '{name}' in `live_ranks` must be from 1 to min(out, in) = {full_ranks[name]}"
             raise ValueError(_damaged(rule, rank))
-    return steps, taken
+    return cast(int, steps), taken
 
 
 def checked_scales(state: Mapping[str, Any]) -> dict[str, list[float]]:
