@@ -204,66 +204,6 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
     def _get_name(self) -> str:
         return f"oialr.{self.kind.name}"
 
-    # -- until the callers have moved to `weights` --------------------------------------------------------------
-
-    def is_factored(self, adapter: str) -> bool:
-        return adapter in self.weights and self.weights[adapter].is_factored
-
-    def holds(self, adapter: str) -> bool:
-        return adapter in self.weights
-
-    def parameter(self, adapter: str) -> nn.Parameter:
-        return self.weights[adapter].core
-
-    def matrix(self, adapter: str) -> torch.Tensor:
-        return self.weights[adapter].matrix
-
-    def factors(self, adapter: str) -> Any:
-        return self.weights[adapter].factors
-
-    def rank(self, adapter: str) -> int:
-        return self.weights[adapter].rank
-
-    def trainable_size(self, adapter: str) -> int:
-        return self.weights[adapter].trainable_size
-
-    @property
-    def full_rank(self) -> int:
-        return min(self.matrix_shape[-2:])
-
-    def adapter_weight(self, adapter: str) -> torch.Tensor:
-        return self.weights[adapter].dense(self.base_weight.dtype)
-
-    def apply_rotation(self, adapter: str, rotation: Any) -> None:
-        self.weights[adapter].apply(rotation.change(self.weights[adapter].full_factors))
-
-    @property
-    def sharded_ranks(self) -> Any:
-        return _Ranks(self.weights)
-
-    @property
-    def watches(self) -> dict[str, Any]:
-        return {name: weight.watch for name, weight in self.weights.items()}
-
-
-class _Ranks:
-    """Until the callers have moved: {adapter: sharded rank} of a layer, of those that have one."""
-
-    def __init__(self, weights: dict[str, AdaptedWeight]) -> None:
-        self.weights = weights
-
-    def __contains__(self, adapter: str) -> bool:
-        return self.get(adapter) is not None
-
-    def __getitem__(self, adapter: str) -> int | None:
-        return self.weights[adapter].sharded_rank
-
-    def __setitem__(self, adapter: str, rank: int) -> None:
-        self.weights[adapter].sharded_rank = rank
-
-    def get(self, adapter: str) -> int | None:
-        return self.weights[adapter].sharded_rank if adapter in self.weights else None
-
 
 def oialr_layers(model: nn.Module) -> dict[str, OIALRLayer]:
     """The OIALR layers of a model in its order, by their names in the base model."""

@@ -16,25 +16,25 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 
 from .config import OIALRConfig
 from .errors import OIALRWarning
-from .layers import OIALRLayer
 from .linalg import Rotation, decompose, spectrum
 from .memory import release_memory
 from .moments import MomentCarrier
 from .policy import LayerFacts, Policies
 from .tuner.rules import initial_rank
 from .update_report import UpdateReport
-from .weights import FACTORED
+from .weights import FACTORED, AdaptedWeight
 from .workers import Exchange, Solution, SvdTask, Workers, is_sharded
 
 
 def update_bases(
-    layers: Sequence[tuple[str, OIALRLayer, str]],
+    weights: Mapping[str, AdaptedWeight],
     config: OIALRConfig,
     policies: Policies,
     carrier: MomentCarrier,
@@ -45,15 +45,15 @@ def update_bases(
 ) -> UpdateReport:
     """Rotate the bases of the layers that are due, cut them, and move the optimizer's moments along.
 
-    Layers that are still dense are factorised first; `layers` are (name, layer, adapter) in model order. A few layers
-    at a time, so that the peak never holds two copies of the weights. A layer whose SVD cannot be had is left as it
-    is, with one warning.
+    Layers that are still dense are factorised first. `weights` are by the names of their layers, in model order. A few
+    at a time are worked on, so that the peak never holds two copies of them. A layer whose SVD cannot be had is left
+    as it is, with one warning.
 
     Raises:
         RuntimeError: on all processes, when one of them failed; it names the layer.
     """
     began = time.perf_counter()
-    update = _Update(layers, config, policies, carrier, step)
+    update = _Update(weights, config, policies, carrier, step)
     tasks = update.due(update_number)
     if policies.ranks.joint:
         spectra = Exchange(workers, update.matrix, update.find_spectrum, update.take_spectrum, update.sharded)
@@ -69,12 +69,12 @@ def update_bases(
         update_number=update_number,
         factorised=update.factorised,
         seconds=time.perf_counter() - began,
-        ranks={name: layer.rank(adapter) for name, layer, adapter in layers},
-        full_ranks={name: layer.full_rank for name, layer, _ in layers},
-        changed={name: update.changed[name] for name, *_ in layers if name in update.changed},
-        dropped={name: update.dropped[name] for name, *_ in layers if name in update.dropped},
-        skipped=[name for name, *_ in layers if name in update.skipped],
-        trainable_parameters=sum(layer.trainable_size(adapter) for _, layer, adapter in layers),
+        ranks={name: weight.rank for name, weight in weights.items()},
+        full_ranks={name: weight.full_rank for name, weight in weights.items()},
+        changed={name: update.changed[name] for name in weights if name in update.changed},
+        dropped={name: update.dropped[name] for name in weights if name in update.dropped},
+        skipped=[name for name in weights if name in update.skipped],
+        trainable_parameters=sum(weight.trainable_size for weight in weights.values()),
     )
 
 
@@ -83,17 +83,17 @@ class _Update:
 
     def __init__(
         self,
-        layers: Sequence[tuple[str, OIALRLayer, str]],
+        weights: Mapping[str, AdaptedWeight],
         config: OIALRConfig,
         policies: Policies,
         carrier: MomentCarrier,
         step: int,
     ) -> None:
-        self.layers = {name: (layer, adapter) for name, layer, adapter in layers}
+        self.weights = weights
         self.config, self.policies, self.carrier = config, policies, carrier
-        self.bases = {name: policies.bases.held(x.matrix_shape, step) for name, x, _ in layers}
-        self.sharded = any(is_sharded(layer.parameter(adapter)) for _, layer, adapter in layers)
-        self.facts = {name: LayerFacts(x.matrix_shape, x.rank(a), x.full_rank) for name, (x, a) in self.layers.items()}
+        self.bases = {name: policies.bases.held(weight.matrix_shape, step) for name, weight in weights.items()}
+        self.sharded = any(is_sharded(weight.core) for weight in weights.values())
+        self.facts = {name: LayerFacts(w.matrix_shape, w.rank, w.full_rank) for name, w in weights.items()}
         self.spectra: dict[str, torch.Tensor] = {}
         self.ranks: dict[str, int] | None = None  # of a joint choice
         self.factorised = False
@@ -103,23 +103,21 @@ class _Update:
 
     def due(self, update_number: int) -> list[SvdTask]:
         """A task for every layer that is due, and for those that are to hold other bases than they do."""
-        names = list(self.layers)
+        names = list(self.weights)
         due = {*names[-self.policies.schedule.layers_due(update_number, len(names)) :]}
-        changing = {name for name, (layer, a) in self.layers.items() if layer.weights[a].form != self.bases[name]}
+        changing = {name for name, weight in self.weights.items() if weight.form != self.bases[name]}
         return [self._task(name, name in due) for name in names if name in due or name in changing]
 
     def _task(self, name: str, cut: bool) -> SvdTask:
-        layer, adapter = self.layers[name]
-        weight, parameter, dense = layer.weights[adapter], layer.parameter(adapter), not layer.is_factored(adapter)
-        rank = initial_rank(name, layer.full_rank, self.config) if dense else layer.rank(adapter)
-        shape = layer.matrix_shape if dense else weight.core_shape
+        weight, dense = self.weights[name], not self.weights[name].is_factored
+        rank = initial_rank(name, weight.full_rank, self.config) if dense else weight.rank
+        shape = weight.matrix_shape if dense else weight.core_shape
         method = self.config.init if dense else "svd"
-        return SvdTask(name, shape, rank, parameter.dtype, parameter.device, method, cut, dense)
+        return SvdTask(name, shape, rank, weight.core.dtype, weight.core.device, method, cut, dense)
 
     def matrix(self, task: SvdTask) -> torch.Tensor:
         """What is decomposed: sigma, or the dense weight; a collective call where FSDP2 holds it in shards."""
-        layer, adapter = self.layers[task.name]
-        return layer.matrix(adapter)
+        return self.weights[task.name].matrix
 
     def find_spectrum(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
         """Decompose, first pass of a joint policy: the singular values alone."""
@@ -152,16 +150,14 @@ class _Update:
         if solution is None:
             self.skipped.append(task.name)
             return
-        layer, adapter = self.layers[task.name]
-        parameter, before = layer.parameter(adapter), layer.rank(adapter)
+        weight, before = self.weights[task.name], self.weights[task.name].rank
         left, values, right = solution.tensors
         rotation = Rotation(left, values, right.mT if task.travels_as_factors else right)
-        weight = layer.weights[adapter]
         form, change = weight.form, rotation.change(weight.full_factors, self.bases[task.name])
         weight.apply(change)
-        self.carrier.transport(parameter, change.transport, was_dense=task.dense)
+        self.carrier.transport(weight.core, change.transport, was_dense=task.dense)
         if task.dense and weight.form == FACTORED and not self.sharded and weight.core.dtype == left.dtype:
-            u, _, vh = weight.factors  # the same values, which need not be held twice until they are sent
+            u, _, vh = cast(Any, weight.factors)  # the same values, which need not be held twice until they are sent
             solution.tensors = [u, values, vh if task.travels_as_factors else right]
         self.factorised |= weight.form != form
         if rotation.rank < before:
@@ -170,10 +166,10 @@ class _Update:
 
     def held(self, task: SvdTask) -> list[torch.Tensor]:
         """What a process holds of a layer, moments included; not shards, of which no other process has a copy."""
-        layer, adapter = self.layers[task.name]
-        parameter = layer.parameter(adapter)
-        held = [parameter.detach(), *layer.factors(adapter)[::2]] if layer.is_factored(adapter) else []
-        held += [value for _, value in sorted((self.carrier.optimizer.state.get(parameter) or {}).items())]
+        weight = self.weights[task.name]
+        left, _, right = weight.factors
+        held: list[Any] = [weight.core.detach(), left, right] if weight.is_factored else []
+        held += [value for _, value in sorted((self.carrier.optimizer.state.get(weight.core) or {}).items())]
         return [value for value in held if isinstance(value, torch.Tensor) and value.ndim and not is_sharded(value)]
 
     def send_held(self, task: SvdTask, held: list[torch.Tensor]) -> Solution:

@@ -24,7 +24,6 @@ LEVELS = {
     "kinds": 1,
     "weights": 2,
     "layer": 3,
-    "layers": 4,
     "checkpoint": 4,
     "tuner": 5,
     "update": 6,
@@ -72,7 +71,6 @@ def test_the_rule_looks_at_something():
     assert imported(PACKAGE / "update.py") == {
         "config",
         "errors",
-        "layers",
         "linalg",
         "memory",
         "moments",

@@ -57,7 +57,7 @@ def runs_of(shape: tuple[int, int], share: float, settings: Settings) -> dict[st
     layer = layer.base_model.model[0]
     bias = layer.get_base_layer().bias.requires_grad_()
     dense.to(settings.device)
-    u, sigma, vh = layer.factors("default")
+    u, sigma, vh = layer.weights["default"].factors
     x = torch.randn(settings.rows, shape[1], device=settings.device, requires_grad=True)
     dy = torch.randn(settings.rows, shape[0], device=settings.device)
 

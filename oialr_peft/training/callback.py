@@ -55,7 +55,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
         self.updater = OIALRUpdater(model, kwargs["optimizer"], total_steps=total, check=self.check)
         self.updater.load_state_dict(progress)
         self._model = weakref.ref(model)
-        self._ranks = rank_or_dense(self.updater.layers)
+        self._ranks = rank_or_dense(self.updater.weights)
         self._trace = None
         if self.trace is not None and state.is_world_process_zero:
             self._trace = Trace(self.trace, new=self.updater.steps == 0)
@@ -73,14 +73,14 @@ class OIALRCallback(TrainerCallback, ExportableState):
         report = self.updater.step()
         self.progress = self.updater.state_dict()
         if report is not None:
-            self._ranks = rank_or_dense(self.updater.layers)
+            self._ranks = rank_or_dense(self.updater.weights)
             if state.is_world_process_zero:
                 self._log(report, args, state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.updater is None:
             return
-        if message := higher_ranks(self._ranks, self.updater.layers, state.best_model_checkpoint):
+        if message := higher_ranks(self._ranks, self.updater.weights, state.best_model_checkpoint):
             warnings.warn(message, OIALRWarning, stacklevel=2)
         summary = self.updater.summary()
         if state.is_world_process_zero:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import OIALRConfig
-from ..layers import OIALRLayer
 from ..linalg import factored_size, two_factor_size
 from ..policy import Schedule
 from ..update_report import UpdateReport
+from ..weights import AdaptedWeight
 
 
-Layers = Sequence[tuple[str, OIALRLayer, str]]
+Weights = Mapping[str, AdaptedWeight]  # by the names of their layers
 LARGE_DROP = 0.2  # share of a weight's energy (squared norm) in one cut; at the default cutoff it is below 0.01
 
 
@@ -40,15 +40,13 @@ def too_short(schedule: Schedule, names: Sequence[str], last: int) -> str | None
     )
 
 
-def never_cut(layers: Layers, multiple: int) -> str | None:
+def never_cut(weights: Weights, multiple: int) -> str | None:
     """Layers whose rank is no larger than `rank_multiple`."""
-    held = [
-        f"{name} (rank {layer.rank(adapter)})" for name, layer, adapter in layers if layer.rank(adapter) <= multiple
-    ]
+    held = [f"{name} (rank {weight.rank})" for name, weight in weights.items() if weight.rank <= multiple]
     if multiple == 1 or not held:
         return None
     return (
-        f"`rank_multiple={multiple}` rounds ranks up to its multiples, so {len(held)} of {len(layers)} layers can "
+        f"`rank_multiple={multiple}` rounds ranks up to its multiples, so {len(held)} of {len(weights)} layers can "
         f"never be cut: {_named(held)}. Lower `rank_multiple` below their ranks, or leave them out with "
         "`exclude_modules`."
     )
@@ -70,21 +68,21 @@ def large_drop(report: UpdateReport, config: OIALRConfig) -> str | None:
     )
 
 
-def at_full_rank(layers: Layers, config: OIALRConfig) -> str | None:
+def at_full_rank(weights: Weights, config: OIALRConfig) -> str | None:
     """Half of the layers or more end at their full rank although cuts were wanted, so little or nothing is smaller."""
-    full = [n for n, layer, a in layers if layer.is_factored(a) and layer.rank(a) == layer.full_rank]
-    if 2 * len(full) < len(layers) or not full or not config.sigma_cutoff or not config.max_cut:
+    full = [name for name, w in weights.items() if w.is_factored and w.rank == w.full_rank]
+    if 2 * len(full) < len(weights) or not full or not config.sigma_cutoff or not config.max_cut:
         return None
     return (
-        f"{len(full)} of {len(layers)} OIALR layers end at their full rank, {_named(full)}, and are no smaller than "
+        f"{len(full)} of {len(weights)} OIALR layers end at their full rank, {_named(full)}, and are no smaller than "
         f"dense ones. Raise `sigma_cutoff` (now {config.sigma_cutoff:g}), lower `update_interval` (now "
         f"{config.update_interval}), train longer, or start lower, with `r=0.25` for instance."
     )
 
 
-def higher_ranks(before: dict[str, int | None], layers: Layers, checkpoint: str | None) -> str | None:
+def higher_ranks(before: dict[str, int | None], weights: Weights, checkpoint: str | None) -> str | None:
     """The best model was loaded at the end, and it is of an earlier phase than the last; None stands for dense."""
-    now = rank_or_dense(layers)
+    now = rank_or_dense(weights)
     dense = [name for name, rank in now.items() if rank is None and before[name] is not None]
     higher = [name for name, rank in now.items() if rank is not None and rank > (before[name] or rank)]
     if not dense and not higher:
@@ -103,25 +101,19 @@ def higher_ranks(before: dict[str, int | None], layers: Layers, checkpoint: str 
     )
 
 
-def rank_or_dense(layers: Layers) -> dict[str, int | None]:
+def rank_or_dense(weights: Weights) -> dict[str, int | None]:
     """{name: rank, or None while the layer is dense}."""
-    return {name: layer.rank(a) if layer.is_factored(a) else None for name, layer, a in layers}
+    return {name: weight.rank if weight.is_factored else None for name, weight in weights.items()}
 
 
-def summary(layers: Layers, steps: int) -> str:
+def summary(weights: Weights, steps: int) -> str:
     """How a run ended, in two sentences."""
-    ranks = [layer.rank(a) for _, layer, a in layers]
-    full = [layer.full_rank for _, layer, _ in layers]
-    dense = sum(math.prod(layer.matrix_shape) for _, layer, _ in layers)
-    held = sum(
-        factored_size(layer.matrix_shape, layer.rank(a)) if layer.is_factored(a) else math.prod(layer.matrix_shape)
-        for _, layer, a in layers
-    )
-    compressed = sum(
-        min(two_factor_size(layer.matrix_shape, layer.rank(a)), math.prod(layer.matrix_shape))
-        for _, layer, a in layers
-    )
-    trained = sum(layer.trainable_size(a) for _, layer, a in layers)
+    ranks, full = [w.rank for w in weights.values()], [w.full_rank for w in weights.values()]
+    sizes = [math.prod(w.matrix_shape) for w in weights.values()]
+    pairs = [two_factor_size(w.matrix_shape, w.rank) for w in weights.values()]
+    held = sum(factored_size(w.matrix_shape, w.rank) if w.is_factored else w.core.numel() for w in weights.values())
+    compressed, dense = sum(map(min, pairs, sizes)), sum(sizes)
+    trained = sum(w.trainable_size for w in weights.values())
     return (
         f"OIALR after {steps} optimizer steps: {sum(r < f for r, f in zip(ranks, full, strict=True))} of "
         f"{len(ranks)} layers are below their full rank, mean rank {sum(ranks) / len(ranks):.4g} of "

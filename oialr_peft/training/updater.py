@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
-from ..layers import active_layers
+from ..layer import OIALRLayer, adapted_weights, oialr_layers
 from ..moments import MomentCarrier
 from ..update import update_bases
 from ..update_report import UpdateReport
@@ -59,7 +60,7 @@ class OIALRUpdater:
         self, model: nn.Module, optimizer: Any, *, total_steps: int | None = None, check: bool = False
     ) -> None:
         self.total_steps, self.check = total_steps, check
-        self.layers = active_layers(model)
+        self.weights = adapted_weights(model)
         self.optimizer = optimizer
         self.steps = 0
         self._warned: set[str] = set()
@@ -70,34 +71,32 @@ class OIALRUpdater:
             error = found
         self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
         if total_steps is not None:
-            names = [name for name, *_ in self.layers]
-            self._warn_once("too short", notices.too_short(self.policies.schedule, names, total_steps))
-        self._warn_once("never cut", notices.never_cut(self.layers, self.config.rank_multiple))
+            self._warn_once("too short", notices.too_short(self.policies.schedule, list(self.weights), total_steps))
+        self._warn_once("never cut", notices.never_cut(self.weights, self.config.rank_multiple))
 
     def _take(self, model: nn.Module) -> None:
-        if not self.layers:
+        if not self.weights:
             raise TypeError(
                 f"{type(model).__name__} has no active OIALR adapter. Make one with "
                 "`get_peft_model(model, OIALRConfig())` before training, or leave the OIALR callback or updater away."
             )
-        fsdp_modules(model)  # so that `layer.parameter` is what the optimizer holds
-        adapter = self.layers[0][2]
-        self.config = _config_of(model, adapter)
+        fsdp_modules(model)  # so that a weight's core is what the optimizer holds
+        first = next(iter(self.weights.values()))
+        self.config = _config_of(model, first.adapter)
         self.carrier = MomentCarrier(self.optimizer, self.config.moments)
-        self._watch = next((watch for _, layer, _ in self.layers if (watch := layer.watches.get(adapter))), None)
+        self._watch = next((weight.watch for weight in self.weights.values() if weight.watch), None)
         self.policies = self.config.policies(self.total_steps)
-        self._check_optimizer()
+        self._check_optimizer(oialr_layers(model))
         if self.config.bases != "frozen" and any(map(is_sharded, self._parameters().values())):
             raise NotImplementedError(
                 f"FSDP2 shards by shape, so bases='{self.config.bases}' cannot change what trains. Use "
                 "OIALRConfig(bases='frozen'), or DistributedDataParallel."
             )
         self._steps_taken = OptimizerSteps(self.carrier.optimizer)
-        self._averages = Averages(model, [layer.weights[a] for _, layer, a in self.layers], self._watch)
+        self._averages = Averages(model, list(self.weights.values()), self._watch)
         if self._watch is not None:
             self._watch.attend()
-        scaled = {name: layer.weights[a] for name, layer, a in self.layers}
-        self._step_scale = StepScale(self.carrier.optimizer, scaled, self.policies.step_size)
+        self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
 
     @property
     def sharded(self) -> bool:
@@ -109,24 +108,23 @@ class OIALRUpdater:
         config = getattr(self, "config", None)
         fields = {} if config is None else config.to_dict()
         facts = {f"OIALRConfig.{field}": value for field, value in fields.items() if field not in _WRITTEN}
-        ranks = {name: layer.rank(adapter) for name, layer, adapter in self.layers}
+        ranks = {name: weight.rank for name, weight in self.weights.items()}
         return {**facts, "the layers and ranks": ranks, "the count of steps": self.steps}
 
     def _digests(self) -> dict[str, Any]:
         """What the layers hold after an update, moments included, for comparison between processes."""
         digests = {}
-        for name, layer, adapter in self.layers:
-            parameter = layer.parameter(adapter)
-            factors = [factor for factor in layer.weights[adapter].full_factors if factor is not None]
-            state = self.carrier.optimizer.state.get(parameter) or {}
+        for name, weight in self.weights.items():
+            factors = [factor for factor in weight.full_factors if factor is not None]
+            state = self.carrier.optimizer.state.get(weight.core) or {}
             moments = [full_tensor(value) for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
             where = f"after the update at step {self.steps}"
-            digests[f"'{name}' {where}"] = {"rank": layer.rank(adapter), "factors": digest(factors)}
+            digests[f"'{name}' {where}"] = {"rank": weight.rank, "factors": digest(factors)}
             digests[f"the moments of '{name}' {where}"] = digest(moments)
         return digests
 
     def _parameters(self) -> dict[str, nn.Parameter]:
-        return {name: layer.parameter(adapter) for name, layer, adapter in self.layers}
+        return {name: weight.core for name, weight in self.weights.items()}
 
     def step(self) -> UpdateReport | None:
         """Count the optimizer steps since the last call; where an update came due with them, make it and report it."""
@@ -146,7 +144,7 @@ class OIALRUpdater:
         workers = self.parallel.workers
         with self.carrier.moving_gradients(self._parameters().values()), self._averages.moving():
             report = update_bases(
-                self.layers, self.config, self.policies, self.carrier, workers, step=self.steps, update_number=number
+                self.weights, self.config, self.policies, self.carrier, workers, step=self.steps, update_number=number
             )
         self._step_scale.refresh()
         if report.factorised or report.changed:
@@ -194,8 +192,8 @@ class OIALRUpdater:
 
     def summary(self) -> str:
         """How the run went, in two sentences; warns where half of the layers or more are still at full rank."""
-        self._warn_once("full rank", notices.at_full_rank(self.layers, self.config))
-        return notices.summary(self.layers, self.steps)
+        self._warn_once("full rank", notices.at_full_rank(self.weights, self.config))
+        return notices.summary(self.weights, self.steps)
 
     def _warn_once(self, kind: str, message: str | None) -> None:
         if message is not None and kind not in self._warned:
@@ -204,7 +202,7 @@ class OIALRUpdater:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON. Bases and ranks are in the adapter, moments in the optimizer; under FSDP ranks are here."""
-        live = {name: layer.sharded_ranks[a] for name, layer, a in self.layers if a in layer.sharded_ranks}
+        live = {name: weight.sharded_rank for name, weight in self.weights.items() if weight.sharded_rank}
         scales = self._step_scale.state_dict()
         state = {"live_ranks": live, "step_scales": scales}
         return {"steps": self.steps, **{name: value for name, value in state.items() if value}}
@@ -215,16 +213,16 @@ class OIALRUpdater:
         Raises:
             ValueError: it is no such state; this one is unchanged.
         """
-        steps, ranks = checked_state(state, {name: layer.full_rank for name, layer, _ in self.layers})
+        steps, ranks = checked_state(state, {name: weight.full_rank for name, weight in self.weights.items()})
         scales = checked_scales(state)
         self.steps = steps
         self._steps_taken.since_last_asked()
         self._step_scale.load_state_dict(scales)
-        for name, layer, adapter in self.layers:
-            if name in ranks and is_sharded(layer.parameter(adapter)):  # elsewhere shapes tell the rank
-                layer.sharded_ranks[adapter] = ranks[name]
+        for name, weight in self.weights.items():
+            if name in ranks and is_sharded(weight.core):  # elsewhere shapes tell the rank
+                weight.sharded_rank = ranks[name]
 
-    def _check_optimizer(self) -> None:
+    def _check_optimizer(self, layers: Mapping[str, OIALRLayer]) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         parameters = self._parameters()
         frozen = [name for name, p in parameters.items() if not p.requires_grad]
@@ -232,7 +230,7 @@ class OIALRUpdater:
             raise ValueError(
                 f"The OIALR adapter is frozen ('{frozen[0]}'). Load it with `is_trainable=True` to train it further."
             )
-        if merged := [name for name, layer, _ in self.layers if layer.merged]:
+        if merged := [name for name, layer in layers.items() if name in self.weights and layer.merged]:
             raise ValueError(f"The OIALR adapter is merged ('{merged[0]}'). Call `unmerge_adapter()` to train it.")
         if missing := [name for name, p in parameters.items() if id(p) not in held]:
             raise ValueError(

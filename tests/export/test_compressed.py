@@ -104,7 +104,7 @@ def test_bfloat16_is_folded_in_float32_and_cast_once(tmp_path):
     model = compressed(tiny_llama().to(torch.bfloat16), tmp_path)
     name, layer = "model.layers.0.mlp.up_proj", model.base_model.model.model.layers[0].mlp.up_proj
     saved = load_file(tmp_path / "model.safetensors")
-    u, sigma, vh = layer.factors("default")
+    u, sigma, vh = layer.weights["default"].factors
     assert saved[f"{name}.down.weight"].dtype == torch.bfloat16
     folded = (u @ sigma, vh) if u.numel() <= vh.numel() else (u, sigma @ vh)
     assert torch.equal(saved[f"{name}.up.weight"], folded[0].to(torch.bfloat16))

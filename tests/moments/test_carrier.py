@@ -87,16 +87,16 @@ def test_every_optimizer_follows_factorisation_and_cuts(make, policy):
         warnings.simplefilter("error", OIALRWarning)
         losses = steps(model, optimizer, 12, updater)
         assert len(set(model.base_model.ranks().values())) > 1
-        for name, layer, adapter in updater.layers:
-            parameter = layer.parameter(adapter)
+        for name, weight in updater.weights.items():
+            parameter = weight.core
             assert any(parameter is p for p in optimizer.param_groups[0]["params"])
-            assert parameter.shape == (layer.rank(adapter),) * 2
+            assert parameter.shape == (weight.rank,) * 2
             for key, value in state_tensors(optimizer.state[parameter]).items():
-                assert set(value.shape) <= {layer.rank(adapter), 1}, (name, key)
-        before = [layer.parameter(adapter).detach().clone() for _, layer, adapter in updater.layers]
+                assert set(value.shape) <= {weight.rank, 1}, (name, key)
+        before = [weight.core.detach().clone() for weight in updater.weights.values()]
         steps(model, optimizer, 1, updater)
-    for old, (_, layer, adapter) in zip(before, updater.layers, strict=True):
-        assert not torch.equal(old, layer.parameter(adapter))
+    for old, weight in zip(before, updater.weights.values(), strict=True):
+        assert not torch.equal(old, weight.core)
     for group, held in zip(optimizer.param_groups, groups, strict=True):
         assert all(a is b for a, b in zip(group["params"], held, strict=True))
     assert optimizer.param_groups[0]["lr"] == 5e-3
@@ -128,17 +128,17 @@ def test_adam_moments_equal_a_reference_that_rotates_the_full_size_moment(phase)
     loss.backward()
     optimizer.step()
     full = {}
-    for name, layer, adapter in updater.layers:
-        state = optimizer.state[layer.parameter(adapter)]
-        if layer.is_factored(adapter):
-            u, _, vh = layer.factors(adapter)
+    for name, weight in updater.weights.items():
+        state = optimizer.state[weight.core]
+        if weight.is_factored:
+            u, _, vh = weight.factors
             full[name] = (u @ state["exp_avg"] @ vh, state["exp_avg_sq"].clone())
         else:
             full[name] = (state["exp_avg"].clone(), state["exp_avg_sq"].clone())
     updater.step()
-    for name, layer, adapter in updater.layers:
-        u, sigma, vh = layer.factors(adapter)
-        state = optimizer.state[layer.parameter(adapter)]
+    for name, weight in updater.weights.items():
+        u, sigma, vh = weight.factors
+        state = optimizer.state[weight.core]
         expected = u.T @ full[name][0] @ vh.T
         torch.testing.assert_close(state["exp_avg"], expected, rtol=1e-6, atol=1e-12)
         assert state["exp_avg"].shape == sigma.shape

@@ -64,9 +64,9 @@ def test_what_is_linear_in_the_gradient_is_the_same_matrix_after_a_rotation(make
 
     def full(key):
         found = []
-        for _, layer, adapter in updater.layers:
-            u, _, vh = layer.factors(adapter)
-            found.append(u @ optimizer.state[layer.parameter(adapter)][key] @ vh)
+        for weight in updater.weights.values():
+            u, _, vh = weight.factors
+            found.append(u @ optimizer.state[weight.core][key] @ vh)
         return found
 
     for step in range(4):
@@ -74,10 +74,10 @@ def test_what_is_linear_in_the_gradient_is_the_same_matrix_after_a_rotation(make
         optimizer.step()
         if step == 3:
             before = {key: full(key) for key in keys}
-            vh = updater.layers[1][1].factors("default").right.clone()
+            vh = list(updater.weights.values())[1].factors.right.clone()
         updater.step()
         optimizer.zero_grad()
-    moved = float((updater.layers[1][1].factors("default").right - vh).norm())
+    moved = float((list(updater.weights.values())[1].factors.right - vh).norm())
     assert moved > 0.1
     for key in keys:
         for old, new in zip(before[key], full(key), strict=True):

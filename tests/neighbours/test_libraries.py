@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater, OIALRWarning
+from oialr_peft.layer import oialr_layers
 from tests.conftest import tiny_bert, tiny_llama
 
 
@@ -112,7 +113,7 @@ def test_sentence_transformers_trains_and_cuts(tmp_path):
     loss = MultipleNegativesRankingLoss(model)
     callback = OIALRCallback()
     SentenceTransformerTrainer(model, args, train_dataset=pairs, loss=loss, callbacks=[callback]).train()
-    ranks = [layer.rank(adapter) for _, layer, adapter in callback.updater.layers]
+    ranks = [weight.rank for weight in callback.updater.weights.values()]
     assert callback.updater.steps == 6
     assert min(ranks) < 16
     embeddings = model.encode(SENTENCES[:2])
@@ -141,7 +142,8 @@ def test_diffusers_unet_trains_and_cuts_convolutions_and_attention():
     torch.testing.assert_close(unet(*inputs).sample, expected, rtol=1e-3, atol=1e-4)
     optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-2)
     updater = OIALRUpdater(unet, optimizer)
-    kinds = {layer.kind.name for _, layer, _ in updater.layers}
+    layers = oialr_layers(unet)
+    kinds = {layer.kind.name for layer in layers.values()}
     assert kinds == {"Linear", "Conv2d"}
     with warnings.catch_warnings():
         warnings.simplefilter("error", OIALRWarning)
@@ -150,5 +152,5 @@ def test_diffusers_unet_trains_and_cuts_convolutions_and_attention():
             optimizer.step()
             updater.step()
             optimizer.zero_grad()
-    cut = {layer.kind.name for _, layer, adapter in updater.layers if layer.rank(adapter) < layer.full_rank}
+    cut = {layers[name].kind.name for name, weight in updater.weights.items() if weight.rank < weight.full_rank}
     assert cut == kinds

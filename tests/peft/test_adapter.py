@@ -137,7 +137,7 @@ def test_merging_twice_warns_and_a_second_adapter_is_refused(mlp):
 def test_a_deleted_adapter_leaves_nothing_behind(mlp):
     model = get_peft_model(mlp, OIALRConfig(update_interval=1), adapter_name="gone")
     model.delete_adapter("gone")
-    assert "gone" not in mlp.first.watches
+    assert "gone" not in mlp.first.weights
     model.add_adapter("gone", OIALRConfig(update_interval=1000))
     model.set_adapter("gone")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
@@ -207,11 +207,11 @@ def test_half_precision_bases_get_float32_factors(dtype):
     base = mlp(x)
     model = get_peft_model(mlp, OIALRConfig())
     layer = model.base_model.model.middle
-    assert {part.dtype for part in layer.factors("default")} == {torch.float32}
+    assert {part.dtype for part in layer.weights["default"].factors} == {torch.float32}
     assert orthonormality_error(layer.oialr_u["default"]) < 1e-5
     assert model(x).dtype == dtype
     torch.testing.assert_close(model(x), base, atol=0.02, rtol=0.02)
-    merged = layer.adapter_weight("default")
+    merged = layer.weights["default"].dense(layer.base_weight.dtype)
     # The float32 product, rounded once, is the weight again to one unit in the last place.
     torch.testing.assert_close(merged, layer.base_layer.weight, atol=1e-6, rtol=torch.finfo(dtype).eps)
 
@@ -219,7 +219,7 @@ def test_half_precision_bases_get_float32_factors(dtype):
 def test_autocast_adapter_dtype_false_stores_the_factors_in_the_base_dtype():
     model = get_peft_model(MLP(dtype=torch.bfloat16), OIALRConfig(), autocast_adapter_dtype=False)
     layer = model.base_model.model.middle
-    assert {part.dtype for part in layer.factors("default")} == {torch.bfloat16}
+    assert {part.dtype for part in layer.weights["default"].factors} == {torch.bfloat16}
     assert model(torch.randn(3, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
@@ -262,7 +262,7 @@ def test_the_error_of_initialisation_is_reported_and_logged(init, largest, caplo
     (error,) = model.base_model.init_errors.values()
     factored = model.base_model.model[0]
     dense = factored.base_layer.weight.detach()
-    distance = (factored.adapter_weight("default") - dense).norm() / dense.norm()
+    distance = (factored.weights["default"].dense(factored.base_weight.dtype) - dense).norm() / dense.norm()
     assert error == pytest.approx(float(distance), rel=1e-2, abs=1e-6)
     assert error < largest
     assert "factorised 1 layers in" in caplog.text

@@ -61,7 +61,7 @@ def test_a_convolution_gives_what_its_composed_kernel_gives(name, rank):
     if rank is None:
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
     disturb(model)
-    base.weight.data = factored.adapter_weight("default")
+    base.weight.data = factored.weights["default"].dense(factored.base_weight.dtype)
     torch.testing.assert_close(model(x), base(x), rtol=1e-5, atol=1e-5)
     merged = model.merge_and_unload().layer
     assert type(merged) is type(layer)
@@ -75,7 +75,7 @@ def test_every_order_of_contraction_gives_the_same_convolution(rows):
         x = torch.randn(1, 8, rows + 2, dtype=torch.float64)
         model = adapt(copy.deepcopy(layer).double(), r=rank)
         expected = copy.deepcopy(layer).double()
-        expected.weight.data = model.base_model.model.layer.adapter_weight("default")
+        expected.weight.data = model.base_model.model.layer.weights["default"].dense(torch.float64)
         torch.testing.assert_close(model(x), expected(x), rtol=1e-10, atol=1e-10)
 
 
@@ -88,7 +88,7 @@ def test_a_convolution_trains_is_cut_saved_and_loaded(name, delay, dtype, tmp_pa
     model = adapt(layer, delay=delay, keep_base_weights=True, **CUTS)
     full = model.base_model.ranks()["layer"]
     updater = train(model, (x,))
-    sigma = model.base_model.model.layer.parameter("default")
+    sigma = model.base_model.model.layer.weights["default"].core
     state = updater.optimizer.state[sigma]
     assert state["exp_avg"].shape == state["exp_avg_sq"].shape == sigma.shape
     assert 1 <= model.base_model.ranks()["layer"] < full
@@ -118,19 +118,19 @@ def test_a_rotation_of_groups_keeps_the_kernel_and_moves_their_moments_together(
     model = adapt(layer.double(), update_interval=4, sigma_cutoff=0.0)
     x = x.double()
     train(model, (x,), steps=3)
-    before = model.base_model.model.layer.adapter_weight("default")
+    before = model.base_model.model.layer.weights["default"].dense(torch.float64)
     factored = model.base_model.model.layer
     assert factored.matrix_shape == (4, 8, 27)
-    optimizer = torch.optim.AdamW([factored.parameter("default")], lr=0.0)
+    optimizer = torch.optim.AdamW([factored.weights["default"].core], lr=0.0)
     updater = OIALRUpdater(model, optimizer)
     updater.steps = 3
     model(x).sum().backward()
     optimizer.step()
-    first = optimizer.state[factored.parameter("default")]["exp_avg"].clone()
+    first = optimizer.state[factored.weights["default"].core]["exp_avg"].clone()
     u, vh = factored.oialr_u["default"].clone(), factored.oialr_vh["default"].clone()
     assert updater.step() is not None
-    torch.testing.assert_close(factored.adapter_weight("default"), before, rtol=1e-12, atol=1e-12)
-    moved = optimizer.state[factored.parameter("default")]["exp_avg"]
+    torch.testing.assert_close(factored.weights["default"].dense(torch.float64), before, rtol=1e-12, atol=1e-12)
+    moved = optimizer.state[factored.weights["default"].core]["exp_avg"]
     full = factored.oialr_u["default"] @ moved @ factored.oialr_vh["default"]
     torch.testing.assert_close(full, u @ first @ vh, rtol=1e-10, atol=1e-12)
 

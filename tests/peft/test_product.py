@@ -135,19 +135,19 @@ def factored_conv(name):
     layer, x = (part.double() for part in CONVS[name]())
     dense = copy.deepcopy(layer)
     factored = adapt(layer, r=2).base_model.model.layer
-    dense.weight.data = factored.adapter_weight("default")
+    dense.weight.data = factored.weights["default"].dense(factored.base_weight.dtype)
     return factored, dense, x.requires_grad_()
 
 
 @pytest.mark.parametrize("name", CONVS)
 def test_the_gradients_of_a_convolution_are_those_of_its_dense_kernel(name):
     factored, dense, x = factored_conv(name)
-    sigma = factored.parameter("default")
+    sigma = factored.weights["default"].core
     found, expected = factored(x), dense(x)
     torch.testing.assert_close(found, expected)
     dx, dsigma = torch.autograd.grad(found.square().sum(), (x, sigma))
     wanted, kernel = torch.autograd.grad(expected.square().sum(), (x, dense.weight))
-    u, _, vh = factored.factors("default")
+    u, _, vh = factored.weights["default"].factors
     torch.testing.assert_close(dx, wanted)
     torch.testing.assert_close(dsigma, u.mT @ kernel.reshape(factored.matrix_shape) @ vh.mT)
 
@@ -159,7 +159,7 @@ def test_second_derivatives_of_a_convolution():
 
 def test_a_convolution_keeps_its_inner_channels_only():
     factored, _, x = factored_conv("conv2d")
-    kept, y = kept_size(lambda: factored(x), *factored.factors("default"))
+    kept, y = kept_size(lambda: factored(x), *factored.weights["default"].factors)
     assert kept == 2 * y[0, 0].numel() * len(x)  # two channels, where the layer has 6 in and 20 out
 
 
@@ -167,7 +167,7 @@ def test_a_convolution_keeps_its_inner_channels_only():
 def test_gradients_under_autocast_are_close_and_in_the_dtypes_of_the_leaves(make, always_folded):
     layer, x = make()
     factored = adapt(layer, r=3).base_model.model.layer
-    sigma = factored.parameter("default")
+    sigma = factored.weights["default"].core
     x.requires_grad_()
     exact = torch.autograd.grad(factored(x).square().mean(), (x, sigma))
     with torch.autocast("cpu", torch.bfloat16):
@@ -199,7 +199,7 @@ def test_what_takes_no_function_of_our_own_works(name, always_folded, tmp_path):
 def test_the_whole_jacobian_at_once_is_that_by_rows(name, always_folded):
     layer, x = (part.double() for part in KINDS[name]())
     factored = adapt(layer, r=1).base_model.model.layer
-    sigma = factored.parameter("default")
+    sigma = factored.weights["default"].core
     y = factored(x.requires_grad_()).flatten()[:3]
     rows = [torch.autograd.grad(part, (x, sigma), retain_graph=True) for part in y]
     whole = torch.autograd.grad(y, (x, sigma), torch.eye(3, dtype=y.dtype), is_grads_batched=True)
@@ -211,8 +211,8 @@ def test_the_whole_jacobian_at_once_is_that_by_rows(name, always_folded):
 def test_a_frozen_sigma_keeps_nothing_of_the_batch(name, always_folded):
     layer, x = KINDS[name]()
     factored = adapt(layer, r=2).base_model.model.layer
-    factored.parameter("default").requires_grad_(False)
-    kept, _ = kept_size(lambda: factored(x.requires_grad_()), *factored.factors("default"))
+    factored.weights["default"].core.requires_grad_(False)
+    kept, _ = kept_size(lambda: factored(x.requires_grad_()), *factored.weights["default"].factors)
     assert kept == 0
 
 
@@ -220,7 +220,7 @@ def test_a_frozen_sigma_keeps_nothing_of_the_batch(name, always_folded):
 def test_torch_compile_takes_our_functions_whole_for_batches_of_several_sizes(name, always_folded):
     layer, x = KINDS[name]()
     factored = adapt(layer, r=2).base_model.model.layer
-    sigma = factored.parameter("default")
+    sigma = factored.weights["default"].core
     torch._dynamo.reset()
     compiled = torch.compile(factored, fullgraph=True, backend="aot_eager")
     for copies in (1, 2, 3):
@@ -267,5 +267,5 @@ def test_autocast_keeps_no_cast_factors(name, always_folded):
     layer, x = KINDS[name]()
     factored = adapt(layer, r=2).base_model.model.layer
     with torch.autocast("cpu", torch.bfloat16):
-        kept, y = kept_size(lambda: factored(x.requires_grad_()), *factored.factors("default"))
+        kept, y = kept_size(lambda: factored(x.requires_grad_()), *factored.weights["default"].factors)
     assert kept == 2 * y.numel() // layer.weight.shape[0] + 2 * 2  # the inner channels, and sigma

@@ -89,7 +89,10 @@ def test_the_file_holds_the_present_factors_and_nothing_else(tmp_path):
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     held = sum(
-        part.numel() for _, m in model.named_modules() if hasattr(m, "factors") for part in m.factors("default")
+        part.numel()
+        for _, m in model.named_modules()
+        if hasattr(m, "weights")
+        for part in m.weights["default"].factors
     )
     assert sum(t.numel() for t in tensors.values()) == held
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 4 * held + 10_000

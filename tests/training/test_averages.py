@@ -31,11 +31,11 @@ class Shadow:
         ]
 
 
-def weight(layer, sigma=None):
-    """The dense weight of a layer, or what it would be with another sigma."""
-    if not layer.is_factored("default"):
-        return (layer.parameter("default") if sigma is None else sigma).detach().clone()
-    u, own, vh = layer.factors("default")
+def dense_of(weight, sigma=None):
+    """An adapted weight as it is, or what it would be with another sigma."""
+    if not weight.is_factored:
+        return (weight.core if sigma is None else sigma).detach().clone()
+    u, own, vh = weight.factors
     return (u @ (own if sigma is None else sigma) @ vh).detach()
 
 
@@ -51,14 +51,14 @@ def run(make, chosen=None, *, follow=True, steps=10, **settings):
     average, updater = make(model), OIALRUpdater(model, optimizer)
     if follow:
         updater.follow(average)
-    layers = [layer for _, layer, _ in updater.layers]
-    dense = [weight(layer) for layer in layers]
+    weights = list(updater.weights.values())
+    dense = [dense_of(weight) for weight in weights]
     for step in range(steps):
         torch.nn.functional.cross_entropy(model(X), Y).backward()
         optimizer.step()
         if updater.step() is not None:
-            for index, layer in enumerate(layers):
-                u, _, vh = layer.factors("default")
+            for index, weight in enumerate(weights):
+                u, _, vh = weight.factors
                 dense[index] = u @ (u.T @ dense[index] @ vh.T) @ vh
         optimizer.zero_grad()
         if isinstance(average, Shadow):
@@ -66,7 +66,7 @@ def run(make, chosen=None, *, follow=True, steps=10, **settings):
         else:
             average.update_parameters(model)
         first = step == 0 and isinstance(average, AveragedModel)  # which starts with a copy
-        now = [weight(layer) for layer in layers]
+        now = [dense_of(weight) for weight in weights]
         dense = now if first else [old.lerp(new, 1 - DECAY) for old, new in zip(dense, now, strict=True)]
     return model, average, dense
 
@@ -89,7 +89,7 @@ def test_an_averaged_model_that_follows_averages_weights(settings):
     if settings["sigma_cutoff"]:
         assert len(set(model.base_model.ranks().values())) > 1
     for layer, expected in zip(copies, dense, strict=True):
-        torch.testing.assert_close(weight(layer), expected, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(dense_of(layer.weights["default"]), expected, rtol=1e-7, atol=1e-9)
     assert average(X).isfinite().all()
 
 
@@ -111,11 +111,11 @@ def test_a_list_of_tensors_that_follows_averages_weights(trained, settings):
         return [p for p in model.parameters() if p.requires_grad or not trained]
 
     model, shadow, dense = run(lambda model: Shadow(chosen(model)), chosen, **settings)
-    layers = [m for m in model.modules() if hasattr(m, "kind")]
+    weights = [m.weights["default"] for m in model.modules() if hasattr(m, "kind")]
     places = {id(p): place for place, p in enumerate(chosen(model))}
-    for layer, expected in zip(layers, dense, strict=True):
-        sigma = shadow.shadow_params[places[id(layer.parameter("default"))]]
-        torch.testing.assert_close(weight(layer, sigma), expected, rtol=1e-7, atol=1e-9)
+    for weight, expected in zip(weights, dense, strict=True):
+        sigma = shadow.shadow_params[places[id(weight.core)]]
+        torch.testing.assert_close(dense_of(weight, sigma), expected, rtol=1e-7, atol=1e-9)
 
 
 def test_diffusers_ema_follows():
@@ -132,9 +132,9 @@ def test_diffusers_ema_follows():
         updater.step()
         optimizer.zero_grad()
         ema.step(trained)
-    before = weight(updater.layers[1][1])
+    before = dense_of(updater.weights["middle"])
     ema.copy_to(trained)
-    after = weight(updater.layers[1][1])
+    after = dense_of(updater.weights["middle"])
     assert 0 < torch.linalg.norm(after - before) / torch.linalg.norm(before) < 0.1
 
 

@@ -38,7 +38,7 @@ def test_dropped_energy_is_in_the_logs():
     updater, report = updated(sigma_cutoff=0.5)
     assert len(report.dropped) == 3
     assert report.as_logs()["oialr/max_dropped_energy"] == max(report.dropped.values()) > 0
-    assert report.full_ranks == {name: layer.full_rank for name, layer, _ in updater.layers}
+    assert report.full_ranks == {name: weight.full_rank for name, weight in updater.weights.items()}
 
 
 def test_a_report_is_one_line_in_words():

@@ -85,14 +85,14 @@ def test_a_gradient_that_waits_for_its_step_moves_with_the_bases(delay):
     updater = OIALRUpdater(model, optimizer)
     optimizer.step()
     torch.nn.functional.cross_entropy(model(X), Y).backward()
-    _, layer, adapter = updater.layers[1]  # square, so nothing of its gradient lies outside the bases
-    gradient = layer.parameter(adapter).grad
-    if layer.is_factored(adapter):
-        u, _, vh = layer.factors(adapter)
+    weight = updater.weights["middle"]  # square, so nothing of its gradient lies outside the bases
+    gradient = weight.core.grad
+    if weight.is_factored:
+        u, _, vh = weight.factors
         gradient = u @ gradient @ vh
     assert updater.step() is not None
-    u, _, vh = layer.factors(adapter)
-    torch.testing.assert_close(u @ layer.parameter(adapter).grad @ vh, gradient, rtol=1e-6, atol=1e-12)
+    u, _, vh = weight.factors
+    torch.testing.assert_close(u @ weight.core.grad @ vh, gradient, rtol=1e-6, atol=1e-12)
 
 
 def test_steps_that_nobody_asked_about_count_and_a_passed_update_is_made():

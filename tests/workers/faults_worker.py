@@ -37,7 +37,7 @@ def step(wrapped, optimizer, updater):
 
 
 def sigmas(updater: OIALRUpdater) -> list[torch.nn.Parameter]:
-    return [layer.parameter(adapter) for _, layer, adapter in updater.layers]
+    return [weight.core for weight in updater.weights.values()]
 
 
 def alike(wrapped) -> bool:
@@ -59,7 +59,7 @@ def nan_on_one_process() -> dict:
         updater.steps = 3 - 1
         optimizer.step()  # without gradients: counted, and nothing changes
         report = updater.step()
-    return {"skipped": report.skipped, "ranks": updater.layers[0][1].rank("default"), "warnings": len(caught)}
+    return {"skipped": report.skipped, "ranks": next(iter(updater.weights.values())).rank, "warnings": len(caught)}
 
 
 def sigma_off_by_a_little() -> dict:
@@ -72,7 +72,7 @@ def sigma_off_by_a_little() -> dict:
     updater.steps = 3 - 1
     optimizer.step()  # without gradients: counted, and nothing changes
     updater.step()
-    return {"alike": alike(wrapped), "ranks": [layer.rank(a) for _, layer, a in updater.layers]}
+    return {"alike": alike(wrapped), "ranks": [weight.rank for weight in updater.weights.values()]}
 
 
 def static_graph_and_bucket_views() -> dict:

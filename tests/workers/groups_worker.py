@@ -16,7 +16,7 @@ import oialr_peft.update
 import oialr_peft.workers.exchange
 import oialr_peft.workers.plan
 from oialr_peft import OIALRConfig, OIALRUpdater
-from oialr_peft.layers import active_layers
+from oialr_peft.layer import adapted_weights
 from oialr_peft.policy import RankRule
 from oialr_peft.workers import svd_cost
 from tests.conftest import MLP, tiny_llama
@@ -96,7 +96,7 @@ def joint_policy() -> dict:
     """Ranks that depend on all spectra; they are those that one process alone would choose."""
     torch.manual_seed(1)
     model = get_peft_model(MLP(), JointConfig(update_interval=3, layer_step=1.0))
-    spectra = {name: layer.matrix(a).diagonal() for name, layer, a in active_layers(model)}
+    spectra = {name: weight.matrix.diagonal() for name, weight in adapted_weights(model).items()}
     expected = SharedBudget(0.1, 0.5, 0.01).choose(spectra, {})
     wrapped, optimizer = DistributedDataParallel(model), torch.optim.SGD(model.parameters(), lr=0.0)
     updater = OIALRUpdater(wrapped, optimizer, check=True)

@@ -75,7 +75,7 @@ def loaded_after_wrapping(find_unused: bool) -> dict:
     model.load_state_dict(trained.state_dict())
     wrapped(batch(0)).square().mean().backward()
     wrapped.zero_grad()
-    return {"equal": gradients_equal(wrapped), "ranks": [layer.rank(a) for _, layer, a in updater.layers]}
+    return {"equal": gradients_equal(wrapped), "ranks": [weight.rank for weight in updater.weights.values()]}
 
 
 def loaded_while_unused_are_looked_for() -> dict:
@@ -147,7 +147,7 @@ def no_sync_stays() -> dict:
     with wrapped.no_sync():
         wrapped.register_forward_hook(lambda *_: synced.append(wrapped.require_backward_grad_sync))
         cuts = train(wrapped, optimizer, updater, 3)
-        sigmas = [layer.parameter(a).detach().clone() for _, layer, a in updater.layers]
+        sigmas = [weight.core.detach().clone() for weight in updater.weights.values()]
         train(wrapped, optimizer, updater, 2)
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, sigmas)
@@ -164,7 +164,7 @@ def post_local_sgd() -> dict:
     updater = OIALRUpdater(wrapped, optimizer)
     cuts = train(wrapped, optimizer, updater, 6)
     everyone = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, [layer.parameter(a).detach() for _, layer, a in updater.layers])
+    dist.all_gather_object(everyone, [weight.core.detach() for weight in updater.weights.values()])
     same = all(torch.equal(one, two) for one, two in zip(everyone[0], everyone[1], strict=True))
     return {"cuts": cuts, "same after the update": same, "local": state.iter >= 2}
 
@@ -204,7 +204,7 @@ def moments_fail_on_one_process() -> dict:
     wrapped, optimizer = DistributedDataParallel(model), adamw(model)
     updater = OIALRUpdater(wrapped, optimizer)
     transport = MomentCarrier.transport
-    sigma = next(layer.parameter(a) for name, layer, a in updater.layers if name == "middle")
+    sigma = next(weight.core for name, weight in updater.weights.items() if name == "middle")
 
     def failing(self, parameter, *args, **kwargs):
         if parameter is sigma and dist.get_rank() == 1:
