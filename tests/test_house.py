@@ -13,7 +13,7 @@ FILES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in
 # Methods that PEFT, transformers and torch ask a subclass to define, or that one calls as its subclass.
 HOOKS = {"tuner/model.py", "layer.py", "export/quantizer.py"}
 PUBLIC = {"_replace", "_asdict", "_fields"}  # of NamedTuple, which must keep names free for fields
-WAITING = {"training/callback.py", "plan/numbers.py"}
+WAITING = {"plan/numbers.py"}
 
 
 def is_private(name: str) -> bool:

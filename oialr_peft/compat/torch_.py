@@ -58,3 +58,8 @@ def is_packed(attention: nn.MultiheadAttention) -> bool:
 def plain_name(name: str) -> str:
     """The name of a module without what torch.compile puts into it."""
     return name.replace("_orig_mod.", "")
+
+
+def writes(tensor: torch.Tensor) -> int:
+    """How often the tensor was written in place. Can go once torch counts that publicly."""
+    return tensor._version

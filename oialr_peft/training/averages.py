@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..compat.resize import resize_parameter
+from ..compat.torch_ import writes
 from ..errors import OIALRWarning
 from ..layer import weights_of
 from ..linalg import BasisChange, Factors, Transport
@@ -74,13 +75,13 @@ class Averages:
             if copy not in self._written:
                 self._note(copy)
                 copy.on_load(lambda weight: self._note(weight))  # what is loaded is no average
-            elif update and copy.core._version > self._written[copy]:
+            elif update and writes(copy.core) > self._written[copy]:
                 self._watch.copies.discard(copy)
                 warnings.warn(NOT_FOLLOWED, OIALRWarning, stacklevel=4)
 
     def _note(self, copy: AdaptedWeight) -> None:
         """Remember how often the copy's core was written to in place, as autograd counts it."""
-        self._written[copy] = copy.core._version
+        self._written[copy] = writes(copy.core)
 
 
 class _Copy:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 import warnings
 import weakref
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_callback import CallbackHandler, ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
+from ..compat.transformers_ import calling_handler
 from ..errors import OIALRWarning
 from ..update_report import UpdateReport
 from .notices import higher_ranks, rank_or_dense
@@ -47,7 +47,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
         self._model: weakref.ref | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        handler = _calling_handler()
+        handler = calling_handler()
         if handler is not None and sum(isinstance(c, OIALRCallback) for c in handler.callbacks) > 1:
             raise ValueError("The Trainer has several OIALRCallbacks; every update would be made twice. Pass one.")
         model, progress = kwargs["model"], self._progress_of(kwargs["model"], state)
@@ -109,23 +109,9 @@ class OIALRCallback(TrainerCallback, ExportableState):
         tqdm.write(str(report))
         logs = {**report.as_logs(), "epoch": state.epoch}
         state.log_history.append({**logs, "step": state.global_step})
-        if (handler := _calling_handler()) is not None:
+        if (handler := calling_handler()) is not None:
             trackers = copy.copy(handler)
             console = (PrinterCallback, ProgressCallback)
             trackers.callbacks = [callback for callback in handler.callbacks if not isinstance(callback, console)]
             # Not its `on_log`, which would mark the Trainer's own log of this step as done.
             trackers.call_event("on_log", args, state, control, logs=logs)
-
-
-def _calling_handler() -> CallbackHandler | None:
-    """The Trainer's CallbackHandler that is calling this callback.
-
-    TensorBoard, W&B and others take logs from the handler's `on_log` event alone, and callbacks are given no reference
-    to it or to the Trainer. It is the caller of every callback event, so the call stack names it.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        if isinstance(handler := frame.f_locals.get("self"), CallbackHandler):
-            return handler
-        frame = frame.f_back
-    return None

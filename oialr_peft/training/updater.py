@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import OIALRConfig
 from ..errors import OIALRWarning
 from ..layer import OIALRLayer, adapted_weights, oialr_layers
 from ..moments import MomentCarrier
+from ..tuner.find import config_of
 from ..update import update_bases
 from ..update_report import UpdateReport
 from ..workers import Parallel, digest, fsdp_modules, full_tensor, is_sharded
@@ -82,7 +82,7 @@ class OIALRUpdater:
             )
         fsdp_modules(model)  # so that a weight's core is what the optimizer holds
         first = next(iter(self.weights.values()))
-        self.config = _config_of(model, first.adapter)
+        self.config = config_of(model, first.adapter)
         self.carrier = MomentCarrier(self.optimizer, self.config.moments)
         self._watch = next((weight.watch for weight in self.weights.values() if weight.watch), None)
         self.policies = self.config.policies(self.total_steps)
@@ -244,12 +244,3 @@ class OIALRUpdater:
                 OIALRWarning,
                 stacklevel=3,
             )
-
-
-def _config_of(model: nn.Module, adapter: str) -> OIALRConfig:
-    """The adapter's config, held by the model or by the part of it that has the adapter (sentence-transformers)."""
-    for module in model.modules():
-        config = (getattr(module, "peft_config", None) or {}).get(adapter)
-        if isinstance(config, OIALRConfig):
-            return config
-    raise TypeError(f"{type(model).__name__} has OIALR layers, but no OIALRConfig of the adapter {adapter!r}.")

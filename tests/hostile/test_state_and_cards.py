@@ -41,12 +41,12 @@ def updater():
 
 def state_verdicts(every: int):
     live = updater()
-    ranks = {name: weight.rank for name, layer, adapter in live.layers}
+    ranks = {name: weight.rank for name, weight in live.weights.items()}
 
     def attempt(case: str, state: object) -> bool:
         """Whether a sound state is taken and no rank moves: shapes tell the ranks of layers that are not sharded."""
         live.load_state_dict(state)  # type: ignore[arg-type]
-        unmoved = {name: weight.rank for name, layer, adapter in live.layers} == ranks
+        unmoved = {name: weight.rank for name, weight in live.weights.items()} == ranks
         return unmoved and case in SOUND
 
     yield from (
