@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oialr_peft.plan.numbers import SVD_FLOPS, Architecture, Plan, UpdatePlan, architecture, meta_model, plan_run
+from oialr_peft.plan.numbers import Architecture, Plan, architecture, meta_model, plan_run
 from oialr_peft.plan.table import short
+from oialr_peft.plan.update import SVD_FLOPS, UpdatePlan
 
 
 FOLDER = Path(__file__).parent

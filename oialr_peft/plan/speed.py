@@ -8,7 +8,7 @@ import torch
 
 from ..linalg import rotate
 from ..workers import svd_cost
-from .numbers import SVD_FLOPS
+from .update import SVD_FLOPS
 
 
 def measure_svd_gflops(size: int = 512, device: str | torch.device = "cpu") -> float:

@@ -6,7 +6,8 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from .numbers import SVD_FLOPS, Plan, UpdatePlan
+from .numbers import Plan
+from .update import SVD_FLOPS, UpdatePlan
 
 
 def plan_table(plan: Plan) -> Group:

@@ -8,9 +8,10 @@ import transformers
 from peft import get_peft_model
 
 from oialr_peft import OIALRConfig
-from oialr_peft.plan.numbers import SVD_FLOPS, architecture, meta_model, plan_run, plan_update
+from oialr_peft.plan.numbers import architecture, meta_model, plan_run
 from oialr_peft.plan.speed import measure_svd_gflops
 from oialr_peft.plan.table import short
+from oialr_peft.plan.update import SVD_FLOPS, plan_update
 from oialr_peft.workers import SvdTask, assign_owners, rounds
 from tests.conftest import MODELS, tiny_bert, tiny_llama
 from tests.workers.launch import results, torchrun

@@ -2,7 +2,8 @@
 
 import pytest
 
-from oialr_peft.plan.numbers import SVD_FLOPS, architecture, plan_run
+from oialr_peft.plan.numbers import architecture, plan_run
+from oialr_peft.plan.update import SVD_FLOPS
 from tests.conftest import tiny_llama
 from tests.workers.launch import results, torchrun
 
