@@ -98,7 +98,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
                 continue
             if (sigma := state_dict.get(f"{prefix}oialr_sigma.{adapter}")) is not None:
                 # Of any other shape it is no sigma of this layer: torch will say so, with both shapes.
-                if sigma.ndim >= 2 and 1 <= min(sigma.shape[-2:]) <= self.full_rank:
+                if sigma.ndim >= 2 and 1 <= min(sigma.shape[-2:]) <= weight.full_rank:
                     form = Form(*(f"{prefix}{slot.name}.{adapter}" in state_dict for slot in (U, VH)))
                     weight.match(min(sigma.shape[-2:]), form)
             elif f"{prefix}oialr_weight.{adapter}" in state_dict:
