@@ -52,9 +52,9 @@ class OIALRConfig(PeftConfig):
             dense training's. Set it when training from scratch.
         freeze_bases: with `bases="longer"`, the step, or share of the run in (0, 1), from which on both bases are
             frozen and sigma alone trains. `None` (default): never.
-        lr_scale: scale of sigma's step, so that one learning rate serves every rank: `"match"` gives it the size of a
-            dense weight's, by the rule of the optimizer's kind; `"none"` leaves it as the optimizer makes it, as in
-            the paper; a number is a constant scale for all layers.
+        lr_scale: scale of sigma's step, so that one learning rate serves every rank: `"match"` (default) gives it the
+            size of a dense weight's, by the rule of the optimizer's kind; `"none"` leaves it as the optimizer does,
+            as in the paper and in adapters saved before there was this field; a number is a constant scale.
         sigma_cutoff: drop singular values below this share of the largest (β), in [0, 1), default 0.1. Raise it to end
             smaller; 0 never cuts.
         layer_step: share of layers that joins at each update, last layers first (α), in (0, 1], default 0.1.
@@ -103,7 +103,7 @@ class OIALRConfig(PeftConfig):
     freeze_bases: int | float | None = field(
         default=None, metadata=_help("Step, or share of the run, from which both bases are frozen.")
     )
-    lr_scale: str | float = field(default="none", metadata=_help("Scale of sigma's step: match, none, or a number."))
+    lr_scale: str | float = field(default="match", metadata=_help("Scale of sigma's step: match, none, or a number."))
     moments: Literal["rotate", "slice", "reset"] = field(
         default="rotate", metadata=_help("Optimizer moments at an update: rotate, slice or reset.")
     )

@@ -1,10 +1,11 @@
 """bases="longer": the longer side's basis trains along, in one Parameter, through every change of form."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from oialr_peft import MuonAdamW, OIALRConfig, OIALRUpdater
@@ -149,3 +150,10 @@ def test_a_share_needs_the_length_of_the_run():
     with pytest.raises(ValueError, match=r"`delay=0.5` is a share of the run.*total_steps"):
         OIALRUpdater(model, optimizer)
     OIALRUpdater(model, optimizer, total_steps=100)
+
+
+def test_an_adapter_saved_before_there_was_a_scale_goes_on_without_one():
+    files = Path(__file__).parent / "records" / "files"
+    saved = next(path.parent for path in sorted(files.rglob("adapter_config.json")))
+    assert PeftConfig.from_pretrained(saved).lr_scale == "none"
+    assert OIALRConfig().lr_scale == "match"

@@ -68,6 +68,7 @@ def read_config(original: Callable[..., Any], path: str, **kwargs: Any) -> Any:
     try:
         _check_types(found)
         found.pop(HASH, None)
+        found.setdefault("lr_scale", "none")  # as it was trained before there was this field
         _take_ranks(found, header)
         found = _without_regexes(found)
         OIALRConfig(**{name: value for name, value in found.items() if name in OIALRConfig.__dataclass_fields__})

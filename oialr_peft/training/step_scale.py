@@ -28,6 +28,44 @@ class Scaled(Protocol):
     def core_shape(self) -> tuple[int, ...]: ...
 
 
+class _Around:
+    """The hooks of one optimizer, for good: one that is removed while torch goes through them ends the step.
+
+    A class that calls its parent's `step` fires them for both, which is one step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.scales: list[weakref.ref[StepScale]] = []
+        self.depth = 0
+        optimizer.register_step_pre_hook(self._begin)
+        optimizer.register_step_post_hook(self._end)
+        _AROUND[optimizer] = self
+
+    def take(self, scale: StepScale) -> None:
+        """From now on this one scales its parameters; an earlier one that has any of them, of a run before, ends."""
+        self.depth = 0
+        own = {id(core) for core in scale.cores()}
+        alive = [(ref, other) for ref in self.scales if (other := ref()) is not None]
+        apart = [ref for ref, other in alive if own.isdisjoint(map(id, other.cores()))]
+        self.scales = [*apart, weakref.ref(scale)]
+
+    def _begin(self, *_: Any) -> None:
+        self.depth += 1
+        for scale in self._outermost():
+            scale.remember()
+
+    def _end(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for scale in self._outermost():
+            scale.apply(optimizer)
+        self.depth -= 1
+
+    def _outermost(self) -> list[StepScale]:
+        return [scale for ref in self.scales if (scale := ref()) is not None] if self.depth == 1 else []
+
+
+_AROUND: weakref.WeakKeyDictionary[torch.optim.Optimizer, _Around] = weakref.WeakKeyDictionary()
+
+
 class StepScale:
     """Multiplies the step that an optimizer makes in the trained matrix of each layer.
 
@@ -45,15 +83,12 @@ class StepScale:
 
     def __init__(self, optimizer: torch.optim.Optimizer, layers: Mapping[str, Scaled], policy: StepSize) -> None:
         self.policy = policy
-        self._optimizer = weakref.ref(optimizer)
         self._layers = dict(layers)
         self._kinds = {name: self._kind_of(optimizer, weight.core) for name, weight in self._layers.items()}
         self._ramps = {name: Ramp(scale, scale) for name, scale in self._targets().items()}
         self._before: dict[str, torch.Tensor] = {}
-        this = weakref.ref(self)
-        # They stay with the optimizer: one that is removed by garbage collection in the midst of a step would end it.
-        optimizer.register_step_pre_hook(lambda *_: (scale := this()) and scale._remember())
-        optimizer.register_step_post_hook(lambda *_: (scale := this()) and scale._apply())
+        around = _AROUND.get(optimizer) or _Around(optimizer)
+        around.take(self)
 
     def refresh(self) -> None:
         """Set out for the scales of the present ranks; to be called after an update."""
@@ -105,16 +140,20 @@ class StepScale:
             )
         return kind, group.get("adjust_lr_fn")
 
+    def cores(self) -> list[nn.Parameter]:
+        """The parameters it may scale."""
+        return [weight.core for weight in self._layers.values()]
+
     @torch.no_grad()
-    def _remember(self) -> None:
+    def remember(self) -> None:
+        """Before a step: copy what is scaled."""
         self._before = {
             name: self._layers[name].core.detach().clone() for name, scale in self.scales().items() if scale != 1
         }
 
     @torch.no_grad()
-    def _apply(self) -> None:
-        optimizer = self._optimizer()
-        assert optimizer is not None
+    def apply(self, optimizer: torch.optim.Optimizer) -> None:
+        """After a step: multiply what it changed."""
         for name, before in self._before.items():
             parameter = self._layers[name].core
             kept = 1 - _decoupled_decay(optimizer, _group_of(optimizer, parameter))

@@ -60,7 +60,7 @@ def test_layers_that_never_come_due_are_named_with_what_to_set(schedule, last, n
 def test_a_run_too_short_for_every_layer_says_so_before_step_one(tmp_path):
     with pytest.warns(OIALRWarning, match="after 1 OIALR updates.* 12 of 14, .* never do and keep their rank"):
         trainer(str(tmp_path), settings={"delay": 0, "update_interval": 4, "layer_step": 0.2}, max_steps=6).train()
-    model, optimizer = adapted()
+    model, optimizer = adapted(update_interval=400)
     with pytest.warns(OIALRWarning, match="ends at optimizer step 300, before the first OIALR update at step 400"):
         OIALRUpdater(model, optimizer, total_steps=300)
 

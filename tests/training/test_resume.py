@@ -57,7 +57,9 @@ def test_checkpoints_hold_tensors_and_plain_json_only(whole):
     for checkpoint in sorted(folder.glob("checkpoint-*")):
         torch.load(checkpoint / "optimizer.pt", weights_only=True)
         progress = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["OIALRCallback"]
-        assert progress["attributes"]["progress"] == {"steps": int(checkpoint.name.removeprefix("checkpoint-"))}
+        saved = progress["attributes"]["progress"]
+        assert saved["steps"] == int(checkpoint.name.removeprefix("checkpoint-"))
+        assert saved.keys() <= {"steps", "step_scales"}
 
 
 def test_resume_of_an_adapter_without_the_rest_and_with_accumulation(tmp_path):
@@ -98,7 +100,8 @@ def test_a_second_train_without_resume_goes_on(tmp_path):
     run.train()
     ranks = run.model.base_model.ranks()
     run.train()
-    assert [c.progress for c in run.callback_handler.callbacks if isinstance(c, OIALRCallback)] == [{"steps": 20}]
+    (callback,) = (c for c in run.callback_handler.callbacks if isinstance(c, OIALRCallback))
+    assert callback.progress["steps"] == 20
     assert sum(run.model.base_model.ranks().values()) < sum(ranks.values())
 
 

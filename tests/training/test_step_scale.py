@@ -115,8 +115,8 @@ def test_a_new_scale_is_ramped_in_and_survives_a_resume():
     assert resumed.scales() == scale.scales()
     for _ in range(RAMP):
         optimizer.step()
-    assert scale.scales()["layer"] == resumed.scales()["layer"] == 8
-    assert scale.state_dict() == {}
+    assert resumed.scales()["layer"] == 8
+    assert resumed.state_dict() == {}
 
 
 def test_a_skipped_step_moves_nothing_and_a_discarded_scale_lets_go():
@@ -133,3 +133,22 @@ def test_a_skipped_step_moves_nothing_and_a_discarded_scale_lets_go():
     expected.grad = torch.ones_like(before)
     plain.step()
     assert torch.equal(parameter, expected)
+
+
+def test_the_scale_of_a_later_run_takes_over_and_a_parents_step_counts_once():
+    class Child(torch.optim.AdamW):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    parameter, plain = (nn.Parameter(torch.ones(CORE)) for _ in range(2))
+    optimizer, other = Child([parameter], lr=1e-2, weight_decay=0), torch.optim.AdamW([plain], lr=1e-2, weight_decay=0)
+    earlier, later = scaled(optimizer, parameter), scaled(optimizer, parameter)
+    for p, o in ((parameter, optimizer), (plain, other)):
+        p.grad = torch.ones(CORE)
+        o.step()
+    torch.testing.assert_close(parameter - 1, 4 * (plain - 1))
+    later._layers["layer"].core_shape = (2, 2)
+    later.refresh()
+    optimizer.step()
+    assert later.state_dict()["layer"][1] == 1
+    assert earlier.scales() == {"layer": 4.0}

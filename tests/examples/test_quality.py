@@ -1,0 +1,56 @@
+"""examples/quality: every method trains, a sweep goes on where it stopped, and the README is what the results give."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "examples" / "quality"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run(*arguments, code=None):
+    command = [sys.executable, *(["-c", code] if code else []), *map(str, arguments)]
+    return subprocess.run(command, cwd=FOLDER, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Words of a small vocabulary in random order."""
+    path = tmp_path_factory.mktemp("text") / "input.txt"
+    words = "to be or not that is the question whether tis nobler in the mind".split()
+    path.write_text(" ".join(random.Random(0).choices(words, k=4000)))
+    return path
+
+
+def test_a_sweep_runs_every_method_once_and_its_figures_add_up(text, tmp_path):
+    arguments = (
+        "sweep.py",
+        "--text",
+        text,
+        "--size=tiny",
+        "--steps=20",
+        "--rates=0.02",
+        "--seeds=0",
+        "--output",
+        tmp_path,
+    )
+    assert len(run(*arguments).splitlines()) == 5
+    assert run(*arguments) == ""  # all there
+    results = {(found := json.loads(path.read_text()))["method"]: found for path in tmp_path.glob("*.json")}
+    assert len(results) == 5
+    dense, longer, both = (results[name] for name in ("dense", "oialr_longer", "low_rank"))
+    assert longer["held"] == both["held"] < dense["held"]
+    assert longer["trained_in_second_half"] < both["trained_in_second_half"]
+    assert all(found["validation"] < 3.3 for found in results.values())  # log of 26 letters and a blank
+
+
+def test_the_readme_is_what_the_results_give():
+    code = "from tables import *; print(render(HERE / 'results'), end='')"
+    assert run(code=code) == (FOLDER / "README.md").read_text()
