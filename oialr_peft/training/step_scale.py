@@ -83,12 +83,16 @@ class StepScale:
 
     def __init__(self, optimizer: torch.optim.Optimizer, layers: Mapping[str, Scaled], policy: StepSize) -> None:
         self.policy = policy
-        self._layers = dict(layers)
+        self._layers, self._warned = dict(layers), False
         self._kinds = {name: self._kind_of(optimizer, weight.core) for name, weight in self._layers.items()}
         self._ramps = {name: Ramp(scale, scale) for name, scale in self._targets().items()}
         self._before: dict[str, torch.Tensor] = {}
-        around = _AROUND.get(optimizer) or _Around(optimizer)
-        around.take(self)
+        self._around = _AROUND.get(optimizer) or _Around(optimizer)
+        self._around.take(self)
+
+    def between_steps(self) -> None:
+        """No step is under way: one that raised did not end. To be called between steps."""
+        self._around.depth = 0
 
     def refresh(self) -> None:
         """Set out for the scales of the present ranks; to be called after an update."""
@@ -124,7 +128,8 @@ class StepScale:
             return ("spectral" if named == "muon" else "entrywise"), None
         name = next((cls.__name__ for cls in type(optimizer).__mro__ if cls.__name__ in KINDS), None)
         kind: Kind = KINDS[name] if name else "linear"
-        if name is None and self.policy.lr_scale == "match":
+        if name is None and self.policy.lr_scale == "match" and not self._warned:
+            self._warned = True
             warnings.warn(
                 f"OIALR does not know how the step of {type(optimizer).__module__}.{type(optimizer).__name__} depends "
                 "on the shape of a matrix, so it is not scaled and shrinks with the rank if it is Adam-like. Set "

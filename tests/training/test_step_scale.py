@@ -152,3 +152,19 @@ def test_the_scale_of_a_later_run_takes_over_and_a_parents_step_counts_once():
     optimizer.step()
     assert later.state_dict()["layer"][1] == 1
     assert earlier.scales() == {"layer": 4.0}
+
+
+def test_a_step_that_raised_does_not_end_scaling():
+    parameter = nn.Parameter(torch.ones(CORE))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0)
+    scale = scaled(optimizer, parameter)
+
+    def fail():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        optimizer.step(fail)
+    scale.between_steps()
+    parameter.grad = torch.ones(CORE)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), torch.full(CORE, 1 - 4e-2), rtol=1e-4, atol=1e-6)
