@@ -9,16 +9,16 @@ register()
 
 from .config import OIALRConfig  # noqa: E402
 from .errors import OIALRWarning  # noqa: E402
-from .training.muon import MuonAdamW  # noqa: E402
-from .training.updater import OIALRUpdater  # noqa: E402
 from .tuner.model import OIALRModel  # noqa: E402
-from .update_report import UpdateReport  # noqa: E402
 
 
 if TYPE_CHECKING:
     from .export.save import save_compressed
     from .report.ranks import rank_report
     from .training.callback import OIALRCallback
+    from .training.muon import MuonAdamW
+    from .training.updater import OIALRUpdater
+    from .update_report import UpdateReport
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,8 +33,15 @@ __all__ = [
     "save_compressed",
 ]
 
-# Resolved on first use, so that importing the package does not import the Trainer or rich.
-_LAZY = {"OIALRCallback": "training.callback", "rank_report": "report.ranks", "save_compressed": "export.save"}
+# Resolved on first use: loading an adapter needs neither the Trainer nor rich nor what trains.
+_LAZY = {
+    "MuonAdamW": "training.muon",
+    "OIALRCallback": "training.callback",
+    "OIALRUpdater": "training.updater",
+    "UpdateReport": "update_report",
+    "rank_report": "report.ranks",
+    "save_compressed": "export.save",
+}
 
 
 def __getattr__(name: str):

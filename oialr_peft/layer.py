@@ -13,7 +13,7 @@ from .compat.torch_ import plain_name, set_parameter
 from .kinds import Kind
 from .linalg import Factors
 from .weights import FROZEN, SLOTS, TRAINED, VH, AdaptedWeight, Form, U
-from .workers import is_sharded
+from .workers.sharding import is_sharded
 
 
 class OIALRLayer(BaseTunerLayer, nn.Module):

@@ -70,18 +70,25 @@ def _save_and_load_safely() -> None:
     from peft.config import PeftConfigMixin
     from transformers.integrations.peft import PeftAdapterMixin
 
-    from .checkpoint.adapter import load_adapter
-    from .checkpoint.config import read_config
-
     patch(PeftModel, "save_pretrained", _for_oialr(_save, held=True))
-    patch(PeftModel, "load_adapter", load_adapter)
+    patch(PeftModel, "load_adapter", _load_adapter)
     patch(PeftModel, "from_pretrained", _load_peft_model)
     patch(PeftAdapterMixin, "load_adapter", _load_into_transformers)
-    patch(
-        PeftConfigMixin,
-        "from_json_file",
-        lambda read, cls, path, **kwargs: read_config(functools.partial(read, cls), path, **kwargs),
-    )
+    patch(PeftConfigMixin, "from_json_file", _read_config)
+
+
+def _load_adapter(*args, **kwargs) -> Any:
+    """PeftModel.load_adapter."""
+    from .checkpoint.adapter import load_adapter
+
+    return load_adapter(*args, **kwargs)
+
+
+def _read_config(read: Callable, cls: type, path: Any, **kwargs) -> Any:
+    """PeftConfigMixin.from_json_file."""
+    from .checkpoint.config import read_config
+
+    return read_config(functools.partial(read, cls), path, **kwargs)
 
 
 def _save(original: Callable, model: Any, *args, **kwargs) -> None:

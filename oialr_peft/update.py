@@ -30,7 +30,10 @@ from .policy import LayerFacts, Policies
 from .tuner.rules import initial_rank
 from .update_report import UpdateReport
 from .weights import FACTORED, AdaptedWeight
-from .workers import Exchange, Solution, SvdTask, Workers, is_sharded
+from .workers.exchange import Exchange, Solution
+from .workers.group import Workers
+from .workers.plan import SvdTask
+from .workers.sharding import is_sharded
 
 
 def update_bases(

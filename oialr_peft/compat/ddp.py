@@ -16,8 +16,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
-from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -105,6 +103,8 @@ class DdpReducer:
     @property
     def averages_parameters(self) -> bool:
         """Whether the processes step apart from each other at present, and average their parameters now and then."""
+        from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
+
         ddp = self.require()
         states = [state for _, state in ddp._comm_hooks]
         local = any(isinstance(s, PostLocalSGDState) and s.iter >= s.start_localSGD_iter for s in states)
@@ -205,6 +205,8 @@ def _forget_buckets(state: Any) -> None:
 
     Two steps are reduced in full before it compresses again, because DDP arranges its buckets after the first.
     """
+    from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
+
     if isinstance(state, PowerSGDState):
         for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
             memory.clear()

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..kinds import MultiheadAttention
 from ..layer import OIALRLayer, adapted_weights, oialr_layers
 from ..weights import AdaptedWeight
-from ..workers import gathered
+from ..workers.saving import gathered
 from .guard import is_compressed
 from .quantizer import CompressedQuantizer, shape_like
 from .record import CompressedConfig

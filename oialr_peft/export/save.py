@@ -16,7 +16,7 @@ from ..cards import write_card
 from ..errors import OIALRWarning
 from ..files import Draft
 from ..layer import adapted_weights
-from ..workers import one_writer
+from ..workers.saving import one_writer
 from .compress import compressed
 from .publish import EARLIER, publish
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import OIALRWarning
 from ..linalg import Transport
-from ..workers import full_tensor, is_sharded, set_block
+from ..workers.sharding import full_tensor, is_sharded, set_block
 from .rules import RULES, first, state_shape
 from .table import OPTIMIZERS
 

@@ -7,7 +7,7 @@ import time
 import torch
 
 from ..linalg import rotate
-from ..workers import svd_cost
+from ..workers.plan import svd_cost
 from .update import SVD_FLOPS
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..workers import SvdTask, assign_owners, rounds, windows
+from ..workers.plan import SvdTask, assign_owners, rounds, windows
 
 
 BYTES = 4  # of a float32 value: weights, factors, gradients, moments and what an update sends

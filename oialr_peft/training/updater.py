@@ -15,7 +15,9 @@ from ..moments import MomentCarrier
 from ..tuner.find import config_of
 from ..update import update_bases
 from ..update_report import UpdateReport
-from ..workers import Parallel, digest, fsdp_modules, full_tensor, is_sharded
+from ..workers.check import digest
+from ..workers.parallel import Parallel
+from ..workers.sharding import fsdp_modules, full_tensor, is_sharded
 from . import notices
 from .averages import Averages
 from .optimizer_steps import OptimizerSteps

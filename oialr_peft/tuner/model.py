@@ -12,7 +12,6 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..checkpoint import check_file, cut_to_live, file_ranks, rest_keys, running_statistics
 from ..compat.peft_ import include_all_linear_layers, is_excluded
 from ..config import OIALRConfig
 from ..kinds import PROJECTIONS, Kind, MultiheadAttention, is_attention, kind_of, leave_fast_path
@@ -20,7 +19,7 @@ from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
 from ..weights import form_of
-from ..workers import gathered
+from ..workers.saving import gathered
 from .start import starting_weight
 from .targets import TargetSelection, select_targets
 
@@ -202,6 +201,8 @@ class OIALRModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         """The adapter's tensors and BatchNorm's, with `train_rest` all the rest; notes the ranks in the config."""
+        from ..checkpoint.rest import cut_to_live, rest_keys, running_statistics  # on first use, as below
+
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         others = rest_keys if config.train_rest else running_statistics
         selected.update({key: state_dict[key] for key in others(model, state_dict)})
@@ -219,6 +220,8 @@ class OIALRModel(BaseTuner):
         cls, model: nn.Module, config: OIALRConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Check the file as a whole, then give every layer the rank found in it; the caller fills the tensors."""
+        from ..checkpoint.tensors import check_file, file_ranks
+
         weights = weights_of(model, adapter_name)
         ranks = file_ranks(state_dict, weights, config.one_sided or {})
         check_file(model, config, state_dict, weights)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..compat.resize import resize_parameter
 from ..linalg import BasisChange, Factors, two_factor_size
-from ..workers import full_tensor, is_sharded, set_block
+from ..workers.sharding import full_tensor, is_sharded, set_block
 from .form import DENSE, FACTORED, SLOTS, VH, Form, U
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
 
@@ -44,6 +43,8 @@ def refuse_unsupported(model: nn.Module, optimizer: Any) -> None:
             )
         if hasattr(parameter, "ds_id"):
             raise NotImplementedError(f"'{name}' is partitioned by DeepSpeed ZeRO-3, which is not supported. {_WORKS}")
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # here, for it takes a third of a second to import
+
     inner = getattr(optimizer, "optimizer", optimizer)
     if isinstance(inner, ZeroRedundancyOptimizer):
         raise NotImplementedError(

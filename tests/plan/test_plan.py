@@ -12,7 +12,7 @@ from oialr_peft.plan.numbers import architecture, meta_model, plan_run
 from oialr_peft.plan.speed import measure_svd_gflops
 from oialr_peft.plan.table import short
 from oialr_peft.plan.update import SVD_FLOPS, plan_update
-from oialr_peft.workers import SvdTask, assign_owners, rounds
+from oialr_peft.workers.plan import SvdTask, assign_owners, rounds
 from tests.conftest import MODELS, tiny_bert, tiny_llama
 from tests.workers.launch import results, torchrun
 

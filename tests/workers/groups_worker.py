@@ -18,7 +18,7 @@ import oialr_peft.workers.plan
 from oialr_peft import OIALRConfig, OIALRUpdater
 from oialr_peft.layer import adapted_weights
 from oialr_peft.policy import RankRule
-from oialr_peft.workers import svd_cost
+from oialr_peft.workers.plan import svd_cost
 from tests.conftest import MLP, tiny_llama
 from tests.workers.faults_worker import outcome_of
 

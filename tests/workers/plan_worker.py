@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import oialr_peft.update
 from oialr_peft import OIALRConfig, OIALRUpdater
-from oialr_peft.workers import svd_cost
+from oialr_peft.workers.plan import svd_cost
 from tests.conftest import tiny_llama
 
 

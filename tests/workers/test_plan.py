@@ -2,7 +2,7 @@
 
 import pytest
 
-from oialr_peft.workers import assign_owners, svd_cost
+from oialr_peft.workers.plan import assign_owners, svd_cost
 
 
 AUTOFORMER = [(512, 512)] * 16 + [(2048, 512)] * 6
