@@ -140,7 +140,7 @@ def test_diffusers_unet_trains_and_cuts_convolutions_and_attention():
     expected = unet.eval()(*inputs).sample
     unet.add_adapter(OIALRConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"], **CUTS))
     torch.testing.assert_close(unet(*inputs).sample, expected, rtol=1e-3, atol=1e-4)
-    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-3)
     updater = OIALRUpdater(unet, optimizer)
     layers = oialr_layers(unet)
     kinds = {layer.kind.name for layer in layers.values()}
