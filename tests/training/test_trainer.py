@@ -302,7 +302,7 @@ def test_an_mlp_trains_in_a_plain_loop_that_keeps_the_old_loss_alive():
         optimizer.step()
         updater.step()
         optimizer.zero_grad(set_to_none=False)
-    assert sum(updater.state_dict().values()) == 4
+    assert updater.state_dict()["steps"] == 4
 
 
 def test_fsdp_that_the_trainer_does_not_do_is_told(mlp):
