@@ -1,6 +1,6 @@
 """The maths of OIALR: tensors in, tensors out. No torch.nn, no PEFT, no torch.distributed."""
 
-from .change import BasisChange, Transport, absorb
+from .change import BasisChange, Transport
 from .cost import cheapest_order, forward_multiplications, rebuild
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, two_factor_size, working_dtype
 from .orthogonal import orthogonalise
@@ -12,7 +12,6 @@ __all__ = [
     "Factors",
     "Rotation",
     "Transport",
-    "absorb",
     "cheapest_order",
     "decompose",
     "factor_shapes",

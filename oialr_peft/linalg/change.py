@@ -33,14 +33,3 @@ class BasisChange(NamedTuple):
 
     factors: Factors
     transport: Transport
-
-
-def absorb(held: Factors, *, left: bool = False, right: bool = False) -> BasisChange:
-    """The same weight with bases multiplied into its core, which then trains what they held fixed."""
-    transport = Transport(
-        held.left.mT if left and held.left is not None else None,
-        held.right if right else None,
-    )
-    core = transport(held.core)
-    factors = Factors(None if left else held.left, core, None if right else held.right)
-    return BasisChange(factors, transport)

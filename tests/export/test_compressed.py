@@ -17,7 +17,7 @@ from oialr_peft import OIALRConfig, save_compressed
 from oialr_peft.export.guard import WORDS
 from oialr_peft.export.modules import Factored
 from tests.conftest import MLP, MODELS, output, tiny_bert, tiny_gpt2, tiny_llama, tokens
-from tests.peft.test_adapter import disturb
+from tests.helpers import disturb
 
 
 def compressed(model, folder, **config):

@@ -14,7 +14,7 @@ from oialr_peft import OIALRConfig, save_compressed
 from oialr_peft.export.modules import Factored
 from tests.conftest import output, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tokens
 from tests.export.test_compressed import edit_record
-from tests.peft.test_adapter import disturb
+from tests.helpers import disturb
 
 
 def compressed(model, folder, **config):

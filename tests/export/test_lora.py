@@ -8,7 +8,7 @@ from torch import nn
 from oialr_peft import OIALRConfig
 from oialr_peft.export.lora import save_as_lora
 from tests.conftest import output, tiny_gpt2, tiny_llama, tokens
-from tests.peft.test_adapter import disturb
+from tests.helpers import disturb
 
 
 IDS = {"input_ids": tokens()}

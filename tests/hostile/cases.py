@@ -12,7 +12,7 @@ from torch import nn
 
 from oialr_peft import OIALRConfig, save_compressed
 from tests.conftest import MLP, tiny_llama
-from tests.peft.test_adapter import disturb
+from tests.helpers import disturb
 
 from .damage import BASES, TENSORS, Change, bytes_of, change_tensors, fields_of, headers, text_of
 

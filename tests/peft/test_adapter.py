@@ -17,14 +17,7 @@ import oialr_peft
 from oialr_peft import OIALRConfig, OIALRModel, OIALRUpdater, rank_report
 from oialr_peft.linalg import orthonormality_error
 from tests.conftest import MLP, tiny_gpt2, tokens
-
-
-def disturb(model) -> None:
-    """Move the trainable parameters, as training would."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
+from tests.helpers import disturb
 
 
 def test_registration_is_real_and_idempotent():

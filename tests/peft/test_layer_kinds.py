@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from oialr_peft import OIALRConfig, OIALRUpdater, rank_report
-from tests.peft.test_adapter import disturb
+from tests.helpers import Wrapped, adapt, disturb, train
 
 
 CONVS = {
@@ -21,31 +21,6 @@ CONVS = {
     "conv2d 1x1": lambda: (nn.Conv2d(16, 16, 1), torch.randn(2, 16, 5, 5)),
     "conv2d unbatched": lambda: (nn.Conv2d(6, 20, 3), torch.randn(6, 9, 7)),
 }
-
-
-class Wrapped(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, *args, **kwargs):
-        return self.layer(*args, **kwargs)
-
-
-def adapt(layer: nn.Module, **config) -> PeftModel:
-    return get_peft_model(Wrapped(layer), OIALRConfig(target_modules=["layer"], **config))
-
-
-def train(model, inputs: tuple, steps: int = 8) -> OIALRUpdater:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
-    updater = OIALRUpdater(model, optimizer)
-    for _ in range(steps):
-        y = model(*inputs)
-        (y[0] if isinstance(y, tuple) else y).square().mean().backward()
-        optimizer.step()
-        updater.step()
-        optimizer.zero_grad()
-    return updater
 
 
 CUTS = {"update_interval": 2, "layer_step": 1.0, "sigma_cutoff": 0.5}

@@ -9,7 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from oialr_peft.kinds.product import FoldedLinear, linear
 from oialr_peft.linalg import cheapest_order
-from tests.peft.test_layer_kinds import CONVS, adapt
+from tests.helpers import adapt
+from tests.peft.test_layer_kinds import CONVS
 
 
 def operands(batch, n_in, rank, n_out):
