@@ -72,6 +72,7 @@ class OIALRUpdater:
         except Exception as found:
             error = found
         self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
+        self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
         if total_steps is not None:
             self._warn_once("too short", notices.too_short(self.policies.schedule, list(self.weights), total_steps))
         self._warn_once("never cut", notices.never_cut(self.weights, self.config.rank_multiple))
@@ -98,7 +99,6 @@ class OIALRUpdater:
         self._averages = Averages(model, list(self.weights.values()), self._watch)
         if self._watch is not None:
             self._watch.attend()
-        self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
 
     @property
     def sharded(self) -> bool:
@@ -220,10 +220,10 @@ class OIALRUpdater:
         scales = checked_scales(state)
         self.steps = steps
         self._steps_taken.since_last_asked()
-        self._step_scale.load_state_dict(scales)
         for name, weight in self.weights.items():
             if name in ranks and is_sharded(weight.core):  # elsewhere shapes tell the rank
                 weight.sharded_rank = ranks[name]
+        self._step_scale.load_state_dict(scales)  # for the ranks of now
 
     def _check_optimizer(self, layers: Mapping[str, OIALRLayer]) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}

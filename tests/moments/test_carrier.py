@@ -163,7 +163,8 @@ def test_slice_takes_the_top_left_block_and_zeros_at_factorisation():
 
 
 def test_an_unknown_optimizer_is_reset_with_one_warning_that_names_it():
-    model = get_peft_model(MLP(), OIALRConfig(update_interval=2, layer_step=1.0, sigma_cutoff=0.4))
+    config = OIALRConfig(update_interval=2, layer_step=1.0, sigma_cutoff=0.4, lr_scale="none")
+    model = get_peft_model(MLP(), config)
     optimizer = torch.optim.Rprop([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     with pytest.warns(OIALRWarning, match="torch.optim.rprop.Rprop") as caught:
         updater = OIALRUpdater(model, optimizer)  # already here: before step 1
