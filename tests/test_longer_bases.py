@@ -8,7 +8,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
-from oialr_peft import MuonAdamW, OIALRConfig, OIALRUpdater
+from oialr_peft import MuonAdamW, OIALRConfig, OIALRUpdater, rank_report
 from tests.conftest import MLP
 
 
@@ -157,3 +157,8 @@ def test_an_adapter_saved_before_there_was_a_scale_goes_on_without_one():
     saved = next(path.parent for path in sorted(files.rglob("adapter_config.json")))
     assert PeftConfig.from_pretrained(saved).lr_scale == "none"
     assert OIALRConfig().lr_scale == "match"
+
+
+def test_what_is_held_is_counted_as_it_is():
+    layers = rank_report(adapt(r=0.5)).layers
+    assert {x.name: x.parameters for x in layers} == {"first": 6 * 36, "middle": 12 * 48, "last": 8 * 40}

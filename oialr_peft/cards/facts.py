@@ -17,7 +17,7 @@ from torch import nn
 from ..compat.transformers_ import config_name
 from ..config import OIALRConfig
 from ..layer import adapted_weights
-from ..linalg import factored_size, two_factor_size
+from ..linalg import two_factor_size
 from ..report.ranks import rank_report
 from ..weights import AdaptedWeight
 
@@ -123,8 +123,8 @@ def _layer(name: str, weight: AdaptedWeight, kind: Kind) -> LayerFacts:
     dense = math.prod(weight.shape)
     rank, held = None, dense
     if weight.is_factored and (kind == "adapter" or weight.pair_is_smaller):
-        size = factored_size if kind == "adapter" else two_factor_size
-        rank, held = weight.rank, size(weight.matrix_shape, weight.rank)
+        rank = weight.rank
+        held = weight.held_size if kind == "adapter" else two_factor_size(weight.matrix_shape, rank)
     return LayerFacts(name, weight.shape, rank, weight.full_rank, held, dense)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from ..layer import adapted_weights, oialr_layers
-from ..linalg import factored_size, forward_multiplications
+from ..linalg import forward_multiplications
 from ..weights import AdaptedWeight
 
 
@@ -96,7 +96,7 @@ def _layer_report(name: str, weight: AdaptedWeight, base: torch.Tensor) -> Layer
     rank, count = weight.rank, math.prod(groups)
     own, multiplications = count * rows * cols, rows * cols
     if weight.is_factored:
-        own, multiplications = factored_size(weight.matrix_shape, rank), forward_multiplications(cols, rank, rows)
+        own, multiplications = weight.held_size, forward_multiplications(cols, rank, rows)
     return LayerReport(
         name=name,
         shape=weight.shape,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import OIALRConfig
-from ..linalg import factored_size, two_factor_size
+from ..linalg import two_factor_size
 from ..policy import Schedule
 from ..update_report import UpdateReport
 from ..weights import AdaptedWeight
@@ -111,7 +111,7 @@ def summary(weights: Weights, steps: int) -> str:
     ranks, full = [w.rank for w in weights.values()], [w.full_rank for w in weights.values()]
     sizes = [math.prod(w.matrix_shape) for w in weights.values()]
     pairs = [two_factor_size(w.matrix_shape, w.rank) for w in weights.values()]
-    held = sum(factored_size(w.matrix_shape, w.rank) if w.is_factored else w.core.numel() for w in weights.values())
+    held = sum(weight.held_size for weight in weights.values())
     compressed, dense = sum(map(min, pairs, sizes)), sum(sizes)
     trained = sum(w.trainable_size for w in weights.values())
     return (
