@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
 
-class _Counter:
+class Around(Protocol):
+    """What wants to be called right before and after each step of an optimizer."""
+
+    def before_step(self) -> None: ...
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None: ...
+
+
+class _Steps:
     """The steps of one optimizer. A class that calls its parent's `step` fires torch's hooks for both: one step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.total = self.depth = 0
+        self.around: list[weakref.ref[Around]] = []
         optimizer.register_step_pre_hook(self._begin)
         optimizer.register_step_post_hook(self._end)
 
+    def listening(self) -> list[Around]:
+        return [found for ref in self.around if (found := ref()) is not None]
+
     def _begin(self, *_) -> None:
         self.depth += 1
+        if self.depth == 1:
+            for around in self.listening():
+                around.before_step()
 
-    def _end(self, *_) -> None:
+    def _end(self, optimizer: torch.optim.Optimizer, *_) -> None:
         self.depth -= 1
-        self.total += self.depth == 0
+        if self.depth == 0:
+            self.total += 1
+            for around in self.listening():
+                around.after_step(optimizer)
 
 
 # One for each optimizer, for good: hooks that are removed while torch goes through them end the step with an error.
-_COUNTERS: weakref.WeakKeyDictionary[torch.optim.Optimizer, _Counter] = weakref.WeakKeyDictionary()
+_STEPS: weakref.WeakKeyDictionary[torch.optim.Optimizer, _Steps] = weakref.WeakKeyDictionary()
+
+
+def _steps_of(optimizer: torch.optim.Optimizer) -> _Steps:
+    if optimizer not in _STEPS:
+        _STEPS[optimizer] = _Steps(optimizer)
+    return _STEPS[optimizer]
+
+
+def around_steps(optimizer: torch.optim.Optimizer, new: Around, replaced: Callable[[Around], bool]) -> None:
+    """Call `new` around the steps of an optimizer for as long as it lives, and those that it replaces no more."""
+    steps = _steps_of(optimizer)
+    steps.around = [weakref.ref(old) for old in steps.listening() if not replaced(old)] + [weakref.ref(new)]
 
 
 class OptimizerSteps:
@@ -35,9 +66,7 @@ class OptimizerSteps:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        if optimizer not in _COUNTERS:
-            _COUNTERS[optimizer] = _Counter(optimizer)
-        self._counter = _COUNTERS[optimizer]
+        self._counter = _steps_of(optimizer)
         self._began = self._asked = self._counter.total
 
     @property

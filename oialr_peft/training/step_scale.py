@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from ..errors import OIALRWarning
 from ..policy.step_size import KINDS, Kind, Ramp, StepSize
+from .optimizer_steps import around_steps
 
 
 _DECOUPLED = frozenset({"AdamW", "Muon", "Lion"})  # weight decay apart from the step, unless a group says otherwise
@@ -26,44 +26,6 @@ class Scaled(Protocol):
     def matrix_shape(self) -> tuple[int, ...]: ...
     @property
     def core_shape(self) -> tuple[int, ...]: ...
-
-
-class _Around:
-    """The hooks of one optimizer, for good: one that is removed while torch goes through them ends the step.
-
-    A class that calls its parent's `step` fires them for both, which is one step.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.scales: list[weakref.ref[StepScale]] = []
-        self.depth = 0
-        optimizer.register_step_pre_hook(self._begin)
-        optimizer.register_step_post_hook(self._end)
-        _AROUND[optimizer] = self
-
-    def take(self, scale: StepScale) -> None:
-        """From now on this one scales its parameters; an earlier one that has any of them, of a run before, ends."""
-        self.depth = 0
-        own = {id(core) for core in scale.cores()}
-        alive = [(ref, other) for ref in self.scales if (other := ref()) is not None]
-        apart = [ref for ref, other in alive if own.isdisjoint(map(id, other.cores()))]
-        self.scales = [*apart, weakref.ref(scale)]
-
-    def _begin(self, *_: Any) -> None:
-        self.depth += 1
-        for scale in self._outermost():
-            scale.remember()
-
-    def _end(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for scale in self._outermost():
-            scale.apply(optimizer)
-        self.depth -= 1
-
-    def _outermost(self) -> list[StepScale]:
-        return [scale for ref in self.scales if (scale := ref()) is not None] if self.depth == 1 else []
-
-
-_AROUND: weakref.WeakKeyDictionary[torch.optim.Optimizer, _Around] = weakref.WeakKeyDictionary()
 
 
 class StepScale:
@@ -87,12 +49,7 @@ class StepScale:
         self._kinds = {name: self._kind_of(optimizer, weight.core) for name, weight in self._layers.items()}
         self._ramps = {name: Ramp(scale, scale) for name, scale in self._targets().items()}
         self._before: dict[str, torch.Tensor] = {}
-        self._around = _AROUND.get(optimizer) or _Around(optimizer)
-        self._around.take(self)
-
-    def between_steps(self) -> None:
-        """No step is under way: one that raised did not end. To be called between steps."""
-        self._around.depth = 0
+        around_steps(optimizer, self, self._replaces)  # a run before this one may have left its own
 
     def refresh(self) -> None:
         """Set out for the scales of the present ranks; to be called after an update."""
@@ -145,20 +102,23 @@ class StepScale:
             )
         return kind, group.get("adjust_lr_fn")
 
-    def cores(self) -> list[nn.Parameter]:
-        """The parameters it may scale."""
-        return [weight.core for weight in self._layers.values()]
+    def _replaces(self, other: object) -> bool:
+        """Whether both would scale the same parameter."""
+        return isinstance(other, StepScale) and not self._cores().isdisjoint(other._cores())
+
+    def _cores(self) -> set[int]:
+        return {id(weight.core) for weight in self._layers.values()}
 
     @torch.no_grad()
-    def remember(self) -> None:
-        """Before a step: copy what is scaled."""
+    def before_step(self) -> None:
+        """Copy what is scaled."""
         self._before = {
             name: self._layers[name].core.detach().clone() for name, scale in self.scales().items() if scale != 1
         }
 
     @torch.no_grad()
-    def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        """After a step: multiply what it changed."""
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Multiply what the step changed."""
         for name, before in self._before.items():
             parameter = self._layers[name].core
             kept = 1 - _decoupled_decay(optimizer, _group_of(optimizer, parameter))

@@ -130,7 +130,6 @@ class OIALRUpdater:
 
     def step(self) -> UpdateReport | None:
         """Count the optimizer steps since the last call; where an update came due with them, make it and report it."""
-        self._step_scale.between_steps()
         taken = self._new_steps()
         if not taken:
             return None

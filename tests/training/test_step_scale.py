@@ -11,6 +11,7 @@ from torch import nn
 from oialr_peft import OIALRWarning
 from oialr_peft.policy.step_size import RAMP, StepSize
 from oialr_peft.training.muon import MuonAdamW
+from oialr_peft.training.optimizer_steps import OptimizerSteps
 from oialr_peft.training.step_scale import StepScale
 
 
@@ -157,14 +158,14 @@ def test_the_scale_of_a_later_run_takes_over_and_a_parents_step_counts_once():
 def test_a_step_that_raised_does_not_end_scaling():
     parameter = nn.Parameter(torch.ones(CORE))
     optimizer = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0)
-    scale = scaled(optimizer, parameter)
+    _scale, steps = scaled(optimizer, parameter), OptimizerSteps(optimizer)
 
     def fail():
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
         optimizer.step(fail)
-    scale.between_steps()
+    steps.since_last_asked()  # as the updater asks between steps
     parameter.grad = torch.ones(CORE)
     optimizer.step()
     torch.testing.assert_close(parameter.detach(), torch.full(CORE, 1 - 4e-2), rtol=1e-4, atol=1e-6)

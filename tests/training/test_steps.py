@@ -163,7 +163,7 @@ def test_updaters_that_come_and_go_leave_one_hook():
         optimizer.step()
         assert updater.step() is None
         assert updater.steps == 1
-    assert len(optimizer._optimizer_step_post_hooks) == 2  # one counts steps, one scales them
+    assert len(optimizer._optimizer_step_post_hooks) == 1
     optimizer.register_step_post_hook(lambda *_: (model.base_model.delete_adapter("default"), gc.collect()))
     del updater
     optimizer.step()
