@@ -117,8 +117,8 @@ class AdaptedWeight:
 
     @property
     def held_size(self) -> int:
-        """How many values core and bases hold."""
-        return sum(part.numel() for part in self.factors if part is not None)
+        """How many values core and bases hold; from the shapes, since a process may ask alone where they are sharded."""
+        return sum(math.prod(shape) for shape in self.form.shapes(self.matrix_shape, self.rank).values())
 
     @property
     def trainable_size(self) -> int:
