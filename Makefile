@@ -9,14 +9,19 @@ KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1717986
 ISA_OLD := MKL_ENABLE_INSTRUCTIONS=SSE4_2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 ISA_AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE
 
+# Two tests at a time with one thread each: most of them wait for processes to start, and two threads help none.
+JOBS ?= 2
+THREADS ?= 1
+PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
 .PHONY: demo test test-isa test-slow test-peft test-lowest lint card benchmarks clean
 
 demo: $(VENV)/.installed  ## the Autoformer example; DATA=path/to/ETTm2.csv.gz for the real series
 	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output outputs/demo
 	@echo "Table above; figures, models and traces in outputs/demo (ranks.png, results.json)."
 
-test: $(VENV)/.installed  ## the suite, about six minutes on two cores
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/.installed  ## the suite, about ten minutes on two cores; JOBS=1 to see one test at a time
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
@@ -25,9 +30,9 @@ test-peft: $(VENV)/.installed  ## PEFT's own custom-model suite over OIALRConfig
 	$(BIN)/python tests/peft_suite/run.py
 
 test-isa: $(VENV)/.installed  ## both suites as on other processors: two older instruction sets, then two threads
-	$(ISA_OLD) $(BIN)/python -m pytest -m "not slow"
-	$(ISA_AVX2) $(BIN)/python -m pytest -m "not slow"
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow"
+	$(ISA_OLD) $(MAKE) test
+	$(ISA_AVX2) $(MAKE) test
+	$(MAKE) test THREADS=2
 	$(ISA_OLD) $(BIN)/python tests/peft_suite/run.py
 	$(ISA_AVX2) $(BIN)/python tests/peft_suite/run.py
 
