@@ -25,6 +25,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         kind: of the plain layer.
         weight_shape, matrix_shape: of its weight as it stores it, and as a matrix or several.
         in_attention: whether it is a projection of an nn.MultiheadAttention that was taken apart.
+        is_read: whether the model computes with its weight beside calling it; `weight` then is the adapter's.
     """
 
     adapter_layer_names: tuple[str, ...] = TRAINED
@@ -39,7 +40,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         self.weights: dict[str, AdaptedWeight] = {}
         self.weight_shape: tuple[int, ...] = tuple(self.base_weight.shape)
         self.matrix_shape = kind.matrix_shape(base_layer)
-        self.in_attention = False
+        self.in_attention = self.is_read = False
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._unmerged_weight: torch.Tensor | None = None
@@ -52,6 +53,15 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             if name == "base_layer" or name.startswith("_"):  # what is private, such as Accelerate's hook, is its own
                 raise
             return getattr(self.base_layer, name)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The adapter's where the model computes with it, else that of the base layer, as PEFT's layers tell it."""
+        names = [name for name in self.active_adapters if name in self.weights]
+        if not self.is_read or self.merged or self.disable_adapters or not names:
+            return self.base_weight
+        weight = self.weights[_only(names)]
+        return weight.factors.compose().to(self.base_weight.dtype).reshape(weight.shape)
 
     @property
     def in_features(self) -> int:
@@ -146,8 +156,7 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             self.check_base("running the layer without an adapter")
             return self.base_layer(x, *args, **kwargs)
         weight = self.weights[_only(names)]
-        if weight.awaits_file:
-            _check_filled(weight)
+        weight.check_filled()
         factors, base = weight.factors, self.get_base_layer()
         bias = cast(torch.Tensor | None, base.bias)
         if torch.is_autocast_enabled(x.device.type) and factors.core.dtype != torch.float64:
@@ -236,13 +245,3 @@ def _only(names: list[str]) -> str:
             f"{names}. Choose one with `set_adapter`; `unmerge_adapter` takes back a merged one."
         )
     return names[0]
-
-
-def _check_filled(weight: AdaptedWeight) -> None:
-    if any(part is not None and bool(torch.isnan(part).any()) for part in weight.factors):
-        raise RuntimeError(
-            f"The adapter {weight.adapter!r} holds no weights yet: its config lists the ranks of a saved adapter, but "
-            "no file was loaded. Load one with `PeftModel.from_pretrained`, or train a new adapter with a fresh "
-            "OIALRConfig (`ranks=None`)."
-        )
-    weight.awaits_file = False

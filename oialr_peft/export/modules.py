@@ -19,20 +19,22 @@ class Factored(nn.Module):
         super().__init__()
         self.down, self.up = down, up
         self.kind = kind  # of the layer it stands for
+        self.is_read = False  # whether the model computes with its weight, beside calling it
 
-    @property
-    def in_features(self) -> int:
-        """For code that asks a layer for its sizes, as Wav2Vec2's initialisation does."""
-        return cast(nn.Linear, self.down).in_features
-
-    @property
-    def out_features(self) -> int:
-        return cast(nn.Linear, self.up).out_features
+    def __getattr__(self, name: str) -> Any:
+        """What models read of a layer that they call: a convolution's stride, the sizes of what goes in and out."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or name in ("down", "up", "kind", "is_read"):
+                raise
+            return getattr(self.up if name.startswith("out_") else self.down, name)
 
     @property
     def weight(self) -> torch.Tensor:
-        """For code that asks a layer for its dtype or device (T5 does); the layer's own weight is never formed."""
-        return cast(torch.Tensor, self.up.weight)
+        """For code that asks a layer for its dtype or device (T5 does); formed where the model computes with it."""
+        down, up = cast(torch.Tensor, self.down.weight), cast(torch.Tensor, self.up.weight)
+        return self.kind.pair_product(self, down, up) if self.is_read else up
 
     @property
     def bias(self) -> torch.Tensor | None:

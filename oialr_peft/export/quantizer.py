@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
+from ..compat.reads import reads_weight
 from ..kinds import MultiheadAttention, leave_fast_path
 from .files import check_entries, check_hashes, read_headers
 from .modules import Factored, factored_like, full_rank, has_factored_form, plain_like
@@ -50,7 +52,11 @@ class CompressedQuantizer(HfQuantizer):
             whole = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
             tensors = dict(model.named_parameters()) if whole else _tensors(model)
             tensors = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
-            _refuse_missing([name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")])
+            missing = [name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")]
+            computed: Any = (
+                model._keys_to_ignore_on_load_missing or ()
+            )  # when the model is made, such as fixed positions
+            _refuse_missing([name for name in missing if not any(re.search(key, name) for key in computed)])
         _refuse_nan(model)
         model.is_quantized = False  # type: ignore[assignment]  # it trains, casts and takes adapters like any other
         return model
@@ -114,6 +120,8 @@ def shape_like(model: nn.Module, config: CompressedConfig) -> None:
             )
         factored = factored_like(modules[place], rank)
         model.set_submodule(place, factored)
+        parent, _, child = place.rpartition(".")
+        factored.is_read = reads_weight(model.get_submodule(parent), child)
         # A model that was compressed, trained with a new adapter and compressed again has factored factors.
         modules |= {f"{place}.down": factored.down, f"{place}.up": factored.up}
     leave_fast_path(model)

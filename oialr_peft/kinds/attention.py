@@ -82,9 +82,15 @@ class MultiheadAttention(nn.Module):
         return self.join()
 
     @property
+    def in_proj_weight(self) -> torch.Tensor:
+        """For code that reads or initialises it, as SigLIP's does; a copy, made from the children."""
+        return torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
+
+    @property
     def in_proj_bias(self) -> torch.Tensor | None:
-        """Asked for by torch's encoder layers, only to see whether there is one."""
-        return self.q_proj.bias
+        """As `in_proj_weight`."""
+        biases = (self.q_proj.bias, self.k_proj.bias, self.v_proj.bias)
+        return None if biases[0] is None else torch.cat(biases)
 
     def forward(
         self,

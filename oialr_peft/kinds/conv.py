@@ -1,4 +1,4 @@
-"""nn.Conv1d and nn.Conv2d, with any stride, padding, dilation and groups."""
+"""nn.Conv1d, nn.Conv2d and nn.Conv3d, with any stride, padding, dilation and groups."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.grad import conv1d_input, conv2d_input
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
 from .attention import is_attention
@@ -19,12 +19,17 @@ KINDS: tuple[Kind, ...] = (
     TransposedLinear(TransformersConv1D),
     Conv(nn.Conv1d, F.conv1d, conv1d_input),
     Conv(nn.Conv2d, F.conv2d, conv2d_input),
+    Conv(nn.Conv3d, F.conv3d, conv3d_input),
 )
-SUPPORTED = "torch.nn.Linear, Conv1d, Conv2d and MultiheadAttention, and transformers' Conv1D"
+SUPPORTED = "torch.nn.Linear, Conv1d, Conv2d, Conv3d and MultiheadAttention, and transformers' Conv1D"
+# Subclasses of nn.Linear that write its product down in a forward of their own; by name, to import no model.
+LIKE_LINEAR = frozenset({("transformers.models.falcon.modeling_falcon", "FalconLinear")})
 
 
 def kind_of(layer: nn.Module) -> Kind | None:
-    """The kind of a layer: that of its own class, or of the class whose forward it inherits unchanged."""
+    """The kind of a layer: that of its own class, or of the class whose forward it inherits or repeats unchanged."""
+    if (type(layer).__module__, type(layer).__name__) in LIKE_LINEAR:
+        return KINDS[0]
     return next((k for k in KINDS if isinstance(layer, k.plain) and type(layer).forward is k.plain.forward), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import warnings
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,7 +14,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..compat.peft_ import include_all_linear_layers, is_excluded
+from ..compat.reads import reads_weight
 from ..config import OIALRConfig
+from ..errors import OIALRWarning
 from ..kinds import PROJECTIONS, Kind, MultiheadAttention, is_attention, kind_of, leave_fast_path
 from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
@@ -21,7 +24,7 @@ from ..missed_update import UpdateWatch
 from ..weights import form_of
 from ..workers.saving import gathered
 from .start import starting_weight
-from .targets import TargetSelection, select_targets
+from .targets import TargetSelection, select_targets, uncovered_share
 
 
 logger = logging.getLogger(__name__)
@@ -125,6 +128,8 @@ class OIALRModel(BaseTuner):
             return None if is_excluded(found) else bool(found)
 
         self.selection = select_targets(model, peft_config, matches)
+        if message := uncovered_share(model, self.selection):
+            warnings.warn(message, OIALRWarning, stacklevel=2)
         self._progress.total = len(self.selection.chosen)
         if peft_config.target_modules is None:
             peft_config.target_modules = set(self.selection.chosen)
@@ -155,6 +160,7 @@ class OIALRModel(BaseTuner):
             return
         # `select_targets` has checked that its kind is supported.
         layer = target if isinstance(target, OIALRLayer) else OIALRLayer(target, cast(Kind, kind_of(target)))
+        layer.is_read = layer.is_read or reads_weight(parent, target_name)
         start = starting_weight(current_key, layer.base_weight, layer.matrix_shape, peft_config)
         layer.add_weight(adapter_name, start.factors, free_base=peft_config.frees_base, awaits_file=start.awaits_file)
         if start.error is not None:

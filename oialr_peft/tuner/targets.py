@@ -27,14 +27,19 @@ from .rules import (
 
 Matches = Callable[[str], bool | None]
 Modules = dict[str, nn.Module]
+UNCOVERED = 0.1  # the share of a model's parameters from which on it is said that no kind of layer covers them
 
 
 @dataclass
 class TargetSelection:
-    """The names of the layers that are factorised, in model order, and the reason for each that is not."""
+    """The names of the layers that are factorised, in model order, and the reason for each that is not.
+
+    `uncovered` are those of them that belong to no kind of layer, such as the fused experts of a mixture.
+    """
 
     chosen: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    uncovered: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"OIALR factorises {len(self.chosen)} layers: {', '.join(self.chosen)}"]
@@ -68,6 +73,24 @@ def select_targets(model: nn.Module, config: OIALRConfig, matches: Matches) -> T
     for name in selection.chosen:
         check(name, modules[name], config)
     return selection
+
+
+def uncovered_share(model: nn.Module, selection: TargetSelection) -> str | None:
+    """A sentence where a tenth of the model or more is in modules of no kind of layer, so that it stays dense."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    sizes: Counter[str] = Counter()
+    for name in selection.uncovered:
+        module = model.get_submodule(name)
+        sizes[type(module).__name__] += sum(p.numel() for p in module.parameters(recurse=False))
+    if not sizes or sizes.total() < UNCOVERED * total:
+        return None
+    kind, name = sizes.most_common(1)[0][0], selection.uncovered[0]
+    return (
+        f"{sizes.total() / total:.0%} of this model's parameters stay dense: they are in {len(selection.uncovered)} "
+        f"modules that are no kind of layer which OIALR factorises, most of them {kind} (first '{name}'). They are "
+        "frozen, or train dense with `train_rest`, and compressed models hold them in full. "
+        "`print(model.base_model.selection)` lists them; named in `exclude_modules` they are no news."
+    )
 
 
 def _saved(modules: Modules, ranks: dict[str, int | None]) -> TargetSelection:
@@ -106,7 +129,9 @@ def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: M
         if reason and not is_quantised(base):
             # Norms and embeddings are no news; any other matrix that is passed over is.
             if not isinstance(base, nn.Embedding) and any(p.ndim > 1 for p in base.parameters(recurse=False)):
-                selection.skipped[name] = reason
+                excluded = matches(name) is None
+                selection.skipped[name] = "excluded by the config" if excluded else reason
+                selection.uncovered += [] if excluded else [name]
         elif not name.startswith(body) or base is output or is_body_head(name):
             selection.skipped[name] = "output head"
         elif is_in_embedding(name):

@@ -117,7 +117,7 @@ class AdaptedWeight:
 
     @property
     def held_size(self) -> int:
-        """How many values core and bases hold; from the shapes, since a process may ask alone where they are sharded."""
+        """How many values core and bases hold; from shapes, since a process may ask alone where they are sharded."""
         return sum(math.prod(shape) for shape in self.form.shapes(self.matrix_shape, self.rank).values())
 
     @property
@@ -138,6 +138,16 @@ class AdaptedWeight:
         if self.is_factored:
             core = core.to(torch.promote_types(core.dtype, torch.float32))
         return Factors(left, core, right).compose().to(dtype).reshape(self.shape)
+
+    def check_filled(self) -> None:
+        """Raise if it still holds placeholders, and no file came."""
+        if self.awaits_file and any(part is not None and bool(torch.isnan(part).any()) for part in self.factors):
+            raise RuntimeError(
+                f"The adapter {self.adapter!r} holds no weights yet: its config lists the ranks of a saved adapter, "
+                "but no file was loaded. Load one with `PeftModel.from_pretrained`, or train a new adapter with a "
+                "fresh OIALRConfig (`ranks=None`)."
+            )
+        self.awaits_file = False
 
     # -- how it changes ----------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ def tiny_falcon():
 READERS = {
     "Whisper": (tiny_whisper, lambda: {"input_features": torch.randn(1, 8, 20), "labels": torch.tensor([[3, 4, 5]])}),
     "MobileNet": (tiny_mobilenet, lambda: {"pixel_values": torch.randn(1, 3, 32, 32)}),
+    "Falcon": (tiny_falcon, lambda: {"input_ids": torch.tensor([[3, 4, 5]])}),
 }
 
 
@@ -45,9 +46,47 @@ def test_models_that_read_attributes_of_their_layers_run_with_the_defaults(make,
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
+class Doubled(torch.nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
 def test_a_subclass_of_linear_with_a_forward_of_its_own_is_named():
-    with pytest.raises(ValueError, match=r"mlp\.dense_h_to_4h \(is a transformers.*FalconLinear; supported are"):
-        get_peft_model(tiny_falcon(), OIALRConfig())
+    with pytest.raises(ValueError, match=r"0 \(is a tests.*Doubled; supported are"):
+        get_peft_model(torch.nn.Sequential(Doubled(16, 16)), OIALRConfig())
+
+
+class Reader(torch.nn.Module):
+    """Computes with the weight of a layer that it does not call, and looks at that of one which it calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.called = torch.nn.Linear(12, 16, bias=False), torch.nn.Linear(16, 16)
+        torch.nn.init.normal_(self.read.weight)
+
+    def forward(self, x):
+        return self.called((x @ self.read.weight.T).to(self.called.weight.dtype))
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep_base_weights": False}, {"bases": "longer"}, {"delay": 9}])
+def test_a_weight_that_is_read_is_the_adapters_and_trains(settings):
+    torch.manual_seed(0)
+    base, x = Reader(), torch.randn(3, 12)
+    expected = base(x)
+    model = get_peft_model(base, OIALRConfig(**settings))
+    read, called = base.read, base.called
+    assert (read.is_read, called.is_read) == (True, False)
+    assert called.weight is called.base_layer.weight
+    torch.testing.assert_close(model(x), expected)
+    model(x).square().sum().backward()
+    (weight,) = read.weights.values()
+    assert weight.core.grad.abs().sum() > 0
+    weight.core.data.mul_(2)
+    torch.testing.assert_close(read(x), x @ read.weight.T)
+    torch.testing.assert_close(read.weight, weight.dense(torch.float32))
+    if "delay" not in settings and settings != {"keep_base_weights": False}:
+        with model.disable_adapter():
+            assert read.weight is read.base_layer.weight
 
 
 def wrapped(**attributes):

@@ -1,6 +1,8 @@
 """Which layers are chosen: sane without any argument, refused with words where it cannot be."""
 
+import copy
 import re
+import warnings
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from peft import get_peft_model
 from torch import nn
 
 from oialr_peft import OIALRConfig
+from oialr_peft.errors import OIALRWarning
 from tests.conftest import MLP, MODELS, output, tiny_llama, tiny_t5
 
 
@@ -97,12 +100,19 @@ def test_what_cannot_be_reached_is_named():
             self.gate_up_proj = nn.Parameter(torch.randn(4, 16, 16))
 
     model = nn.Sequential()
-    model.experts, model.conv, model.body = Experts(), nn.Conv3d(3, 16, 3), nn.Linear(16, 16)
-    skipped = get_peft_model(model, OIALRConfig()).base_model.selection.skipped
+    model.experts, model.conv, model.body = Experts(), nn.ConvTranspose2d(3, 16, 3), nn.Linear(16, 16)
+    with pytest.warns(
+        OIALRWarning, match=r"84% of this model's .* 2 modules .* most of them Experts \(first 'experts'"
+    ):
+        skipped = get_peft_model(copy.deepcopy(model), OIALRConfig()).base_model.selection.skipped
     assert "Experts; supported are" in skipped["experts"]
-    assert "Conv3d; supported are" in skipped["conv"]
-    with pytest.raises(ValueError, match=r"No layer is left(.|\n)*Conv3d; supported are"):
-        get_peft_model(nn.Sequential(nn.Conv3d(3, 16, 3)), OIALRConfig())
+    assert "ConvTranspose2d; supported are" in skipped["conv"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        excluded = get_peft_model(model, OIALRConfig(exclude_modules=["experts", "conv"])).base_model.selection
+    assert excluded.skipped == dict.fromkeys(["experts", "conv"], "excluded by the config")
+    with pytest.raises(ValueError, match=r"No layer is left(.|\n)*ConvTranspose2d; supported are"):
+        get_peft_model(nn.Sequential(nn.ConvTranspose2d(3, 16, 3)), OIALRConfig())
 
 
 def test_a_module_under_two_names_is_refused_when_named():

@@ -20,6 +20,7 @@ KINDS = {
     "transposed linear": lambda: (Conv1D(16, 12), torch.randn(5, 12)),
     "conv1d": lambda: (nn.Conv1d(12, 16, 3, stride=2, padding_mode="reflect", padding=1), torch.randn(2, 12, 11)),
     "conv2d": lambda: (nn.Conv2d(6, 20, 3, dilation=2, padding="same"), torch.randn(2, 6, 9, 7)),
+    "conv3d": lambda: (nn.Conv3d(4, 12, (2, 3, 3), padding=1), torch.randn(2, 4, 4, 5, 6)),
     "conv2d groups": lambda: (nn.Conv2d(12, 32, 3, groups=4, stride=2), torch.randn(2, 12, 9, 7)),
 }
 FORMS = {"dense": DENSE, "factored": FACTORED, "left trains": LEFT_TRAINS, "right trains": RIGHT_TRAINS}
