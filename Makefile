@@ -14,7 +14,7 @@ JOBS ?= 2
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: demo test test-isa test-slow test-peft test-lowest lint card benchmarks clean
+.PHONY: demo test test-isa test-slow test-peft test-lowest lint card benchmarks gpu clean
 
 demo: $(VENV)/.installed  ## the Autoformer example; DATA=path/to/ETTm2.csv.gz for the real series
 	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output outputs/demo
@@ -57,6 +57,10 @@ benchmarks: $(VENV)/.installed  ## every measurement of examples/benchmarks and 
 	cd examples/benchmarks && for task in bert bert_without_dropout autoformer autoformer_without_dropout; do \
 		$(abspath $(BIN))/python step.py --task $$task --output results/step_$$task.json || exit 1; done
 	$(BIN)/python examples/benchmarks/tables.py
+
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.installed)  ## measure on a GPU what has no results yet; TINY=1: try it on a CPU
+	PYTHONPATH=. $(if $(TINY),OMP_NUM_THREADS=1) $(GPU_PYTHON) examples/gpu/run.py $(if $(TINY),--tiny --results outputs/gpu-tiny) $(if $(DATA),--data $(DATA))
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -67,7 +67,11 @@ def training_arguments(settings: Settings, folder: Path) -> TrainingArguments:
         weight_decay=0.0,
         max_grad_norm=0.0,
         eval_strategy="epoch",
-        save_strategy="no",
+        save_strategy="epoch" if settings.patience else "no",
+        save_total_limit=1 if settings.patience else None,
+        load_best_model_at_end=settings.patience > 0,
+        metric_for_best_model="mse",
+        greater_is_better=False,
         logging_steps=50,
         label_names=["labels"],  # otherwise evaluation calls the loss with labels=None
         remove_unused_columns=False,  # the columns only come into being in the dataset's transform

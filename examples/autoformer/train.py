@@ -14,7 +14,7 @@ from model import KEPT_DENSE, build_config, build_model, forecast_errors, keep_f
 from protocol import BenchmarkTrainer, TrainingClock, training_arguments
 from settings import Settings
 from torch import nn
-from transformers import TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from windows import Splits
 
 
@@ -25,8 +25,8 @@ def train_one(method: str, settings: Settings, splits: Splits) -> dict[str, Any]
     """Trains the model, writes it to `settings.output`/`method` and returns the record of the run.
 
     Both methods start from the same weights and see the same batches. The record holds validation MSE per epoch, test
-    MSE and MAE of the last epoch's model over all windows (normalised units), parameter counts, bytes on disk,
-    seconds per step, settings, versions and hardware.
+    MSE and MAE over all windows (normalised units) of the last epoch's model, or with `patience` of the best epoch's,
+    parameter counts, bytes on disk, seconds per step, settings, versions and hardware.
 
     Raises:
         ValueError: unknown method.
@@ -47,6 +47,8 @@ def make_trainer(
     clock = TrainingClock()
     model: Any = build_model(model_config(settings), settings.mend_attention)
     callbacks: list[TrainerCallback] = [clock]
+    if settings.patience:
+        callbacks.append(EarlyStoppingCallback(settings.patience))
     if method == "oialr":
         model, callback = factorise(model, settings, folder / "trace.jsonl")
         callbacks.insert(0, callback)
@@ -105,6 +107,7 @@ def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Mod
         layer_step=settings.layer_step,
         moments=cast(Any, settings.moments),
         train_rest=True,
+        keep_first_layer=settings.keep_first_layer,
         exclude_modules=KEPT_DENSE,
     )
     return get_peft_model(model, config), OIALRCallback(trace=str(trace))

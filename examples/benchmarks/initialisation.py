@@ -6,20 +6,21 @@ The layers are those of a Llama of a billion parameters: one decoder block, whos
 values fall as 1 / i, roughly as those of trained weights do.
 """
 
-import time
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from timing import write
+from peft import get_peft_model
+from timing import now, write
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM
 
+from oialr_peft import OIALRConfig
 from oialr_peft.linalg import decompose
 
 
-BLOCK = {"q, o": (2048, 2048, 2), "k, v": (512, 2048, 2), "gate, up": (8192, 2048, 2), "down": (2048, 8192, 1)}
+BLOCK = {"q, o": (1, 1, 2), "k, v": (0.25, 1, 2), "gate, up": (4, 1, 2), "down": (1, 4, 1)}  # widths out, in; how many
 
 
 @dataclass
@@ -28,7 +29,10 @@ class Settings:
 
     ranks: list[int] = field(default_factory=lambda: [16, 64, 128], metadata={"help": "Ranks to start at."})
     blocks: int = field(default=16, metadata={"help": "Blocks of the model that the seconds are given for."})
+    width: int = field(default=2048, metadata={"help": "Of the model."})
+    whole: bool = field(default=False, metadata={"help": "Make the whole model as well, each way once."})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    dtype: str = field(default="float32", metadata={"help": "Of the whole model's weights: float32, bfloat16."})
     output: str = field(default="results/initialisation.json", metadata={"help": "Results file."})
 
 
@@ -36,7 +40,8 @@ def main() -> None:
     """Factorises one layer of every shape in both ways and writes seconds and errors."""
     (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses()
     rows = []
-    for name, (out, inner, count) in tqdm(BLOCK.items(), desc="shapes"):
+    for name, (*widths, count) in tqdm(BLOCK.items(), desc="shapes"):
+        out, inner = (int(width * settings.width) for width in widths)
         weight = decaying(out, inner).to(settings.device)
         exact = seconds_and_error(weight, min(weight.shape), settings.ranks, "svd")
         for number, rank in enumerate(settings.ranks):
@@ -53,19 +58,33 @@ def main() -> None:
         }
         for rank in settings.ranks
     ]
-    write(settings.output, rows, model=model, blocks=settings.blocks)
+    ways = {"svd": None, "lowrank": settings.ranks[-1]}
+    whole = [whole_model(init, rank, settings) for init, rank in ways.items()] if settings.whole else []
+    write(settings.output, rows, model=model, blocks=settings.blocks, whole=whole)
     print(model)
 
 
 def seconds_and_error(weight: Tensor, rank: int, ranks: list[int], method: str) -> tuple[float, list[float]]:
     """Seconds of one decomposition, and the relative Frobenius error after a cut to each of `ranks`."""
-    began = time.perf_counter()
+    began = now(weight.device.type)
     rotation = decompose(weight, rank, method)
     assert rotation is not None, "the weight is finite"
-    squares = rotation.singular_values.square().cpu()  # waits for the device
-    seconds = time.perf_counter() - began
+    squares = rotation.singular_values.square().cpu()
+    seconds = now(weight.device.type) - began
     whole = weight.square().sum().cpu()
     return seconds, [float((1 - squares[:cut].sum() / whole).clamp_min(0).sqrt()) for cut in ranks]
+
+
+def whole_model(init: Any, rank: int | None, settings: Settings) -> dict[str, Any]:
+    """Seconds of `get_peft_model` on a Llama of these shapes, and the number of its weights."""
+    sizes = {"hidden_size": settings.width, "intermediate_size": 4 * settings.width, "vocab_size": 256}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
+    with torch.device(settings.device):
+        model: Any = LlamaForCausalLM(LlamaConfig(num_hidden_layers=settings.blocks, **sizes, **heads))
+    model.to(getattr(torch, settings.dtype))
+    weights, began = sum(p.numel() for p in model.parameters()), now(settings.device)
+    get_peft_model(model, OIALRConfig(r=rank, init=init))
+    return {"init": init, "rank": rank, "weights": weights, "seconds": now(settings.device) - began}
 
 
 def decaying(out: int, inner: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from memory import kept_for_backward, parameter_bytes, state_bytes
 from methods import METHODS
 from tasks import TASKS, Task
-from timing import interleave, ratios, write
+from timing import compile_in_place, interleave, ratios, write
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -31,21 +31,24 @@ class Settings:
     rounds: int = field(default=5, metadata={"help": "Rounds that count."})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
     dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16: autocast."})
+    compile: str = field(default="", metadata={"help": "Backend or mode of torch.compile; default eager."})
     output: str = field(default="results/step.json", metadata={"help": "Results file."})
 
 
 def main() -> None:
     """Makes a model per method, steps them in turn and writes time and bytes against dense training."""
     (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses()
-    task = TASKS[settings.task]()
+    task = TASKS[settings.task]().on(settings.device)
     made = {name: METHODS[name](task) for name in tqdm(settings.methods, desc="models")}
     steps = {name: step_of(task, *parts, settings) for name, parts in made.items()}
+    for model, _ in made.values():
+        compile_in_place(model, settings.compile)
     seconds = interleave(steps, settings.rounds, settings.device)
     rows: list[dict[str, Any]] = []
     for name, (model, optimizer) in made.items():
         times = ratios(seconds, name, "dense")
         row: dict[str, Any] = {"method": name, "time/dense": median(times), "least": min(times), "most": max(times)}
-        row["kept"] = kept_for_backward(model, forward_of(task, model, settings))
+        row["kept"] = kept_for_backward(model, forward_of(task, model, settings.device, settings.dtype))
         row["optimizer"] = state_bytes(optimizer)
         rows.append(row | parameter_bytes(model))
     for row in rows:
@@ -53,21 +56,19 @@ def main() -> None:
     write(settings.output, rows, rounds=settings.rounds, seconds=seconds)
 
 
-def forward_of(task: Task, model: nn.Module, settings: Settings) -> Callable[[], Tensor]:
-    """The forward pass to the loss, the model and the batch on the device."""
-    model.to(settings.device)
-    batch = {name: tensor.to(settings.device) for name, tensor in task.batch.items()}
+def forward_of(task: Task, model: nn.Module, device: str, dtype: str) -> Callable[[], Tensor]:
+    """The forward pass to the loss."""
 
     def forward() -> Tensor:
-        with torch.autocast(settings.device, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-            return task.loss(model(**batch))
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return task.loss(model(**task.batch))
 
     return forward
 
 
 def step_of(task: Task, model: nn.Module, optimizer: Optimizer, settings: Settings) -> Callable[[], None]:
     """One training step."""
-    forward = forward_of(task, model, settings)
+    forward = forward_of(task, model, settings.device, settings.dtype)
 
     def step() -> None:
         optimizer.zero_grad()

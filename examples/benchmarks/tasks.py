@@ -1,8 +1,10 @@
 """The training tasks that whole steps are measured on: a model, a batch and a loss, all seeded."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,16 @@ class Task:
     loss: Callable[[Any], Tensor]
     excluded: str | None = None
 
+    def on(self, device: str) -> Task:
+        """The same with models and batch on a device."""
+        batch = {name: tensor.to(device) for name, tensor in self.batch.items()}
+        return replace(self, make=lambda: self.make().to(device), batch=batch)
 
-def bert(layers: int = 4, sequences: int = 16, tokens: int = 128, dropout: float = 0.1) -> Task:
-    """BERT of width 768 that sorts sequences into two classes."""
-    config = BertConfig(num_hidden_layers=layers, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+
+def bert(layers: int = 4, sequences: int = 16, tokens: int = 128, dropout: float = 0.1, **sizes: int) -> Task:
+    """BERT that sorts sequences into two classes; width 768 unless `sizes` of its config say otherwise."""
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = BertConfig(num_hidden_layers=layers, **dropouts, **sizes)
     ids = torch.randint(config.vocab_size, (sequences, tokens), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "labels": torch.arange(sequences) % 2}
     return Task(lambda: seeded(lambda: BertForSequenceClassification(config)), batch, lambda outputs: outputs.loss)
@@ -58,8 +66,12 @@ def autoformer(windows: int = 32, dropout: float = 0.05) -> Task:
     )
 
 
+LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+TINY = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 100}
 TASKS: dict[str, Callable[[], Task]] = {
     "bert": bert,
+    "bert_large": lambda: bert(layers=24, sequences=32, tokens=512, **LARGE),
+    "bert_tiny": lambda: bert(layers=1, sequences=2, tokens=16, **TINY),  # for tests
     "bert_without_dropout": lambda: bert(dropout=0.0),
     "autoformer": autoformer,
     "autoformer_without_dropout": lambda: autoformer(dropout=0.0),

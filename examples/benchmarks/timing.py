@@ -14,6 +14,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from torch import nn
 from tqdm.auto import tqdm
 
 
@@ -26,10 +27,10 @@ def interleave(runs: dict[str, Callable[[], Any]], rounds: int, device: str = "c
     names, seconds, chance = list(runs), {name: [] for name in runs}, random.Random(0)
     for number in tqdm(range(rounds + 2), desc="rounds", leave=False):
         for name in chance.sample(names, len(names)):
-            began = _now(device)
+            began = now(device)
             runs[name]()
             if number >= 2:
-                seconds[name].append(_now(device) - began)
+                seconds[name].append(now(device) - began)
     return seconds
 
 
@@ -56,10 +57,19 @@ def write(output: str, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
         print(" ".join(f"{key}={round(v, 3) if isinstance(v, float) else v}" for key, v in row.items()))
 
 
-def _now(device: str) -> float:
+def now(device: str) -> float:
+    """Seconds by the clock once the device has done what it was given."""
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def compile_in_place(model: nn.Module, how: str) -> None:
+    """torch.compile of a model's forward, by a backend or a mode of inductor; "" leaves it eager."""
+    if how in torch.compiler.list_backends(exclude_tags=()):
+        model.compile(backend=how)
+    elif how:
+        model.compile(mode=how)
 
 
 def _processor() -> str:

@@ -6,16 +6,15 @@ Every layer takes part in every update, the dearest case. Between updates `steps
 stands for each of the `interval` steps of a real run.
 """
 
-import time
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, cast
 
-import torch
 from methods import trainable
 from peft import get_peft_model
+from step import forward_of
 from tasks import TASKS
-from timing import write
+from timing import compile_in_place, now, write
 from torch.optim import AdamW
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -32,13 +31,15 @@ class Settings:
     steps: int = field(default=8, metadata={"help": "Steps that are timed between updates."})
     updates: int = field(default=4, metadata={"help": "Updates; the first one factorises."})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16: autocast."})
+    compile: str = field(default="", metadata={"help": "Backend or mode of torch.compile; default eager."})
     output: str = field(default="results/updates.json", metadata={"help": "Results file."})
 
 
 def main() -> None:
     """Trains, times steps and updates and writes the share of the updates."""
     (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses()
-    task = TASKS[settings.task]()
+    task = TASKS[settings.task]().on(settings.device)
     config = OIALRConfig(
         delay=settings.steps,
         update_interval=settings.steps,
@@ -48,23 +49,24 @@ def main() -> None:
         sigma_cutoff=0.999,
         max_cut=0.5,
     )
-    model = get_peft_model(task.make(), config).to(settings.device)
-    batch = {name: tensor.to(settings.device) for name, tensor in task.batch.items()}
+    model = get_peft_model(task.make(), config)
+    forward = forward_of(task, model, settings.device, settings.dtype)
+    compile_in_place(model, settings.compile)
     optimizer = AdamW(trainable(model), 1e-4)
     updater = OIALRUpdater(model, optimizer)
     rows, times = [], []
     for _ in tqdm(range(settings.steps * settings.updates), desc="steps"):
-        began = time.perf_counter()
+        began = now(settings.device)
         optimizer.zero_grad()
-        task.loss(model(**batch)).backward()
+        forward().backward()
         optimizer.step()
-        if settings.device != "cpu":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
+        ended = now(settings.device)
+        times.append(ended - began)
         if report := updater.step():
+            seconds = now(settings.device) - ended
             step = median(times[2:])  # the first ones after a change of shape are slower
-            share = report.seconds / (report.seconds + settings.interval * step)
-            row = {"mean rank after": report.as_logs()["oialr/mean_rank"], "update seconds": report.seconds}
+            share = seconds / (seconds + settings.interval * step)
+            row = {"mean rank after": report.as_logs()["oialr/mean_rank"], "update seconds": seconds}
             rows.append({**row, "step seconds": step, "share": share})
             times = []
     total = sum(row["update seconds"] for row in rows)

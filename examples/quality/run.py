@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,20 @@ METHODS = {
 }
 
 
-def train(method: str, task: Text, settings: Settings, seed: int, points: int = 10) -> dict[str, Any]:
+def train(
+    method: str, task: Text, settings: Settings, seed: int, points: int = 10, make: Callable[..., nn.Module] = GPT
+) -> dict[str, Any]:
     """Train from the seed's weights on the seed's batches; everything a table needs, in plain numbers."""
     torch.manual_seed(seed)
-    trained = METHODS[method](GPT(task.size, task.vocabulary).to(task.train.device), settings)
+    trained = METHODS[method](make(task.size, task.vocabulary).to(task.train.device), settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(trained.optimizer, partial(_rate, steps=settings.steps))
     curve, seconds, sizes = [], 0.0, []
     for step, (tokens, following) in zip(range(1, settings.steps + 1), task.batches(seed)):  # noqa: B905
         began = time.perf_counter()
         _step(trained, tokens, following)
         schedule.step()
+        if tokens.is_cuda:
+            torch.cuda.synchronize()
         seconds += time.perf_counter() - began
         sizes.append(sum(p.numel() for p in trained.model.parameters() if p.requires_grad))
         if step % max(1, settings.steps // points) == 0:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
+from torch import nn
 
 
 class Around(Protocol):
-    """What wants to be called right before and after each step of an optimizer."""
+    """What wants to be called right before each step of an optimizer, and right after it unless it was skipped."""
 
-    def before_step(self) -> None: ...
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None: ...
     def after_step(self, optimizer: torch.optim.Optimizer) -> None: ...
 
 
@@ -28,18 +29,27 @@ class _Steps:
     def listening(self) -> list[Around]:
         return [found for ref in self.around if (found := ref()) is not None]
 
-    def _begin(self, *_) -> None:
+    def _begin(self, optimizer: torch.optim.Optimizer, *_) -> None:
         self.depth += 1
         if self.depth == 1:
             for around in self.listening():
-                around.before_step()
+                around.before_step(optimizer)
 
     def _end(self, optimizer: torch.optim.Optimizer, *_) -> None:
         self.depth -= 1
-        if self.depth == 0:
+        if self.depth == 0 and not _skipped(optimizer):
             self.total += 1
             for around in self.listening():
                 around.after_step(optimizer)
+
+
+def _skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a GradScaler had the optimizer find an overflow inside its step, as it does with fused ones.
+
+    The one value that is read back from the device, as the scaler itself reads it for all other optimizers.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 # One for each optimizer, for good: hooks that are removed while torch goes through them end the step with an error.
@@ -79,3 +89,26 @@ class OptimizerSteps:
         self._counter.depth = 0  # a step that raised did not end
         new, self._asked = self._counter.total - self._asked, self._counter.total
         return new
+
+
+class GradientWatch:
+    """Whether a gradient came to any of some parameters since this was made.
+
+    Before the first step it tells a loop whose step was skipped, and whose gradients are gone already, from calls
+    without any training. To be ended once that is known.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.came, me = False, weakref.ref(self)
+
+        def note(_: torch.Tensor) -> None:
+            if (watch := me()) is not None:
+                watch.came = True
+
+        self._hooks = [parameter.register_post_accumulate_grad_hook(note) for parameter in parameters]
+
+    def end(self) -> None:
+        """Take the hooks off the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []

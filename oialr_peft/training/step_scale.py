@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ..compat.torch_ import foreach_extrapolate, foreach_scaled
 from ..errors import OIALRWarning
 from ..policy.step_size import KINDS, Kind, Ramp, StepSize
 from .optimizer_steps import around_steps
@@ -46,9 +48,10 @@ class StepScale:
     def __init__(self, optimizer: torch.optim.Optimizer, layers: Mapping[str, Scaled], policy: StepSize) -> None:
         self.policy = policy
         self._layers, self._warned = dict(layers), False
-        self._kinds = {name: self._kind_of(optimizer, weight.core) for name, weight in self._layers.items()}
+        groups = _groups(optimizer)
+        self._kinds = {n: self._kind_of(optimizer, groups.get(id(w.core), {})) for n, w in self._layers.items()}
         self._ramps = {name: Ramp(scale, scale) for name, scale in self._targets().items()}
-        self._before: dict[str, torch.Tensor] = {}
+        self._origins: dict[float, tuple[list[nn.Parameter], list[torch.Tensor]]] = {}
         around_steps(optimizer, self, self._replaces)  # a run before this one may have left its own
 
     def refresh(self) -> None:
@@ -78,9 +81,8 @@ class StepScale:
             found[name] = self.policy.scale(kind, *shapes, muon_adjustment=adjustment)
         return found
 
-    def _kind_of(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[Kind, str | None]:
-        """How the optimizer steps this parameter, and Muon's adjustment."""
-        group = _group_of(optimizer, parameter)
+    def _kind_of(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> tuple[Kind, str | None]:
+        """How the optimizer steps the parameters of a group, and Muon's adjustment."""
         if (named := group.get("kind")) in ("muon", "adamw"):  # MuonAdamW
             return ("spectral" if named == "muon" else "entrywise"), None
         name = next((cls.__name__ for cls in type(optimizer).__mro__ if cls.__name__ in KINDS), None)
@@ -110,28 +112,33 @@ class StepScale:
         return {id(weight.core) for weight in self._layers.values()}
 
     @torch.no_grad()
-    def before_step(self) -> None:
-        """Copy what is scaled."""
-        self._before = {
-            name: self._layers[name].core.detach().clone() for name, scale in self.scales().items() if scale != 1
-        }
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note from where each step is to be scaled: the parameter after decay that is apart from the step."""
+        groups = _groups(optimizer)
+        alike: dict[tuple[float, Any], list[nn.Parameter]] = defaultdict(list)
+        for name, factor in self.scales().items():
+            core = self._layers[name].core
+            if factor != 1 and core.grad is not None:  # without a gradient no optimizer touches it
+                alike[factor, 1 - _decoupled_decay(optimizer, groups.get(id(core), {}))].append(core)
+        self._origins = {}
+        for (factor, kept), cores in alike.items():
+            parameters, origins = self._origins.setdefault(factor, ([], []))
+            parameters += cores
+            origins += foreach_scaled([core.detach() for core in cores], kept)
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Multiply what the step changed."""
-        for name, before in self._before.items():
-            parameter = self._layers[name].core
-            kept = 1 - _decoupled_decay(optimizer, _group_of(optimizer, parameter))
-            scaled = before * kept + (parameter - before * kept) * self._ramps[name].value
-            # Where nothing moved, the step was skipped (no gradient, or an overflow found inside the step).
-            parameter.copy_(torch.where(parameter == before, before, scaled))
-        self._before = {}
+        for factor, (parameters, origins) in self._origins.items():
+            foreach_extrapolate([parameter.detach() for parameter in parameters], origins, factor)
+        self._origins = {}
         for ramp in self._ramps.values():
             ramp.advance()
 
 
-def _group_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
-    return next((g for g in optimizer.param_groups if any(parameter is held for held in g["params"])), {})
+def _groups(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """{id of a parameter: its group}."""
+    return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _decoupled_decay(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Any:

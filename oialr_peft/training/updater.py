@@ -20,7 +20,7 @@ from ..workers.parallel import Parallel
 from ..workers.sharding import fsdp_modules, full_tensor, is_sharded
 from . import notices
 from .averages import Averages
-from .optimizer_steps import OptimizerSteps
+from .optimizer_steps import GradientWatch, OptimizerSteps
 from .saved_state import checked_scales, checked_state
 from .step_scale import StepScale
 
@@ -96,6 +96,7 @@ class OIALRUpdater:
                 "OIALRConfig(bases='frozen'), or DistributedDataParallel."
             )
         self._steps_taken = OptimizerSteps(self.carrier.optimizer)
+        self._gradients = GradientWatch(self._parameters().values())
         self._averages = Averages(model, list(self.weights.values()), self._watch)
         if self._watch is not None:
             self._watch.attend()
@@ -159,14 +160,14 @@ class OIALRUpdater:
     def _new_steps(self) -> int:
         """The optimizer steps since the last call.
 
-        Where the optimizer has taken none at all and no gradient waits for one, nothing trains: the schedule is driven
-        by hand, and each call counts as one.
+        Where the optimizer has taken none at all and no gradient ever came, nothing trains: the schedule is driven by
+        hand, and each call counts as one.
         """
         taken = self._steps_taken.since_last_asked()
-        if taken or self._steps_taken.any or any(p.grad is not None for p in self._parameters().values()):
+        if self._steps_taken.any or self._gradients.came:
+            self._gradients.end()
             return taken
-        window = getattr(self.optimizer, "gradient_state", None)  # Accelerate's
-        if getattr(self.optimizer, "step_was_skipped", False) or not getattr(window, "sync_gradients", True):
+        if any(p.grad is not None for p in self._parameters().values()):
             return 0
         self._warn_once(
             "no steps",

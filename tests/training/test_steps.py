@@ -106,14 +106,19 @@ def test_steps_that_nobody_asked_about_count_and_a_passed_update_is_made():
     assert updater.step() is None
 
 
-def test_a_step_that_the_gradient_scaler_skipped_is_none():
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("cleared", [False, True])  # gradients, before the updater is asked
+def test_a_step_that_the_gradient_scaler_skipped_is_none(fused, cleared):
+    """Also the very first one, and where the optimizer itself leaves out the step, as fused ones do."""
     model = get_peft_model(MLP(), OIALRConfig(update_interval=2))
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=fused)
     updater, scaler, reports = OIALRUpdater(model, optimizer), torch.amp.GradScaler("cpu", init_scale=1.0), []
-    for scale in (1.0, float("inf"), float("inf"), 1.0):
+    for scale in (float("inf"), 1.0, float("inf"), 1.0):
         scaler.scale(model(torch.randn(4, 12)).sum() * scale).backward()
         scaler.step(optimizer)
         scaler.update()
+        if cleared:
+            optimizer.zero_grad()
         reports.append(updater.step())
         optimizer.zero_grad()
     assert [report is not None for report in reports] == [False, False, False, True]
