@@ -58,7 +58,7 @@ def main() -> None:
 
 def load(kind: str, settings: Settings) -> torch.nn.Module:
     """The model of a kind ready to run; compressed ones by way of their checkpoint."""
-    sizes = {"hidden_size": settings.width, "intermediate_size": 4 * settings.width}
+    sizes: dict[str, Any] = {"hidden_size": settings.width, "intermediate_size": 4 * settings.width}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
     config = LlamaConfig(num_hidden_layers=settings.layers, vocab_size=32_000, **sizes, **heads)
     torch.manual_seed(0)

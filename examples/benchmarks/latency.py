@@ -66,7 +66,7 @@ def save(kind: str, folder: Path, settings: Settings) -> None:
     """A BERT of base size, dense or compressed at the given share of the full rank."""
     torch.manual_seed(0)
     heads, feed = settings.width // 64, 4 * settings.width
-    sizes = {"num_hidden_layers": settings.layers, "hidden_size": settings.width}
+    sizes: dict[str, Any] = {"num_hidden_layers": settings.layers, "hidden_size": settings.width}
     config = transformers.BertConfig(**sizes, num_attention_heads=heads, intermediate_size=feed)
     model = transformers.BertModel(config, add_pooling_layer=False).to(settings.device)
     if kind == "dense":

@@ -32,9 +32,9 @@ class Task:
         return replace(self, make=lambda: self.make().to(device), batch=batch)
 
 
-def bert(layers: int = 4, sequences: int = 16, tokens: int = 128, dropout: float = 0.1, **sizes: int) -> Task:
+def bert(layers: int = 4, sequences: int = 16, tokens: int = 128, dropout: float = 0.1, **sizes: Any) -> Task:
     """BERT that sorts sequences into two classes; width 768 unless `sizes` of its config say otherwise."""
-    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    dropouts: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     config = BertConfig(num_hidden_layers=layers, **dropouts, **sizes)
     ids = torch.randint(config.vocab_size, (sequences, tokens), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "labels": torch.arange(sequences) % 2}

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+import torch.multiprocessing as processing
 from peft import get_peft_model
 from torch import nn
 from torch.optim import AdamW
@@ -49,7 +49,8 @@ def main() -> None:
     (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (settings, os.path.join(folder, "meeting"))
-        torch.multiprocessing.start_processes(train, arguments, settings.processes, start_method="fork")
+        start: Any = processing.start_processes  # pyright: ignore[reportPrivateImportUsage]
+        start(train, arguments, settings.processes, start_method="fork")
 
 
 def train(rank: int, settings: Settings, meeting: str) -> None:

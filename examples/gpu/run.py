@@ -23,25 +23,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch  # everything that takes long to import, here and not in each job
-import torch._dynamo
-import transformers.models.bert.modeling_bert
-import transformers.models.llama.modeling_llama  # noqa: F401
+import torch
 from jobs import JOBS, Job
-from peft import get_peft_model  # noqa: F401
 from tables import main as write_tables
 
-from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater, save_compressed  # noqa: F401
-
-
-for name in ("datasets", "pandas"):  # some jobs need them, and import them for seconds
-    if importlib.util.find_spec(name):
-        importlib.import_module(name)
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 480.0  # seconds of a job
 OVER = "the time was over"
 FORK: Any = multiprocessing.get_context("fork")
+# What takes seconds to import, here once and not in each job; the last two may be absent.
+IMPORTS = (
+    *("torch._dynamo", "peft", "oialr_peft.training.callback", "oialr_peft.export.save"),
+    *("transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama"),
+    *("datasets", "pandas"),
+)
 
 
 def main() -> None:
@@ -53,6 +49,9 @@ def main() -> None:
     if not gpus and not parsed.tiny:
         print("No GPU here: nothing was measured, and the tables go on saying so. `--tiny` tries all jobs on a CPU.")
         return
+    for name in IMPORTS:
+        if importlib.util.find_spec(name.split(".")[0]):
+            importlib.import_module(name)
     deadline, failed = time.monotonic() + 60 * parsed.minutes, []
     missing = [job for job in JOBS if parsed.only in job.name and not (results / f"{job.name}.json").exists()]
     at_once = os.cpu_count() or 1 if parsed.tiny else 1  # side by side they would disturb each other's times

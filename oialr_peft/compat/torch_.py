@@ -62,7 +62,7 @@ def plain_name(name: str) -> str:
 
 def foreach_scaled(tensors: list[torch.Tensor], factor: Any) -> list[torch.Tensor]:
     """Each of many tensors times a factor, as new tensors, in few kernels. Can go once torch names it publicly."""
-    return list(torch._foreach_mul(tensors, factor))
+    return list(torch._foreach_mul(tensors, factor))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def foreach_extrapolate(tensors: list[torch.Tensor], origins: list[torch.Tensor], factor: float) -> None:
@@ -70,7 +70,7 @@ def foreach_extrapolate(tensors: list[torch.Tensor], origins: list[torch.Tensor]
 
     As a lerp, so that tensors in bfloat16 are rounded once. Can go once torch names it publicly.
     """
-    torch._foreach_lerp_(tensors, origins, 1 - factor)
+    torch._foreach_lerp_(tensors, origins, 1 - factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def writes(tensor: torch.Tensor) -> int:
