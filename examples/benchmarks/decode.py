@@ -59,7 +59,7 @@ def main() -> None:
 def load(kind: str, settings: Settings) -> torch.nn.Module:
     """The model of a kind ready to run; compressed ones by way of their checkpoint."""
     sizes: dict[str, Any] = {"hidden_size": settings.width, "intermediate_size": 4 * settings.width}
-    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
+    heads: dict[str, Any] = {"num_attention_heads": 32, "num_key_value_heads": 8}
     config = LlamaConfig(num_hidden_layers=settings.layers, vocab_size=32_000, **sizes, **heads)
     torch.manual_seed(0)
     with torch.device(settings.device):
@@ -67,7 +67,8 @@ def load(kind: str, settings: Settings) -> torch.nn.Module:
     if kind != "dense":
         with tempfile.TemporaryDirectory() as name:
             save_compressed(get_peft_model(model, OIALRConfig(r=float(kind), init="lowrank")), Path(name))
-            model = LlamaForCausalLM.from_pretrained(name, dtype=getattr(torch, settings.dtype)).to(settings.device)
+            loaded: Any = LlamaForCausalLM.from_pretrained(name, dtype=getattr(torch, settings.dtype))
+            model = loaded.to(settings.device)
     model.eval()
     compile_in_place(model, settings.compile)
     return model

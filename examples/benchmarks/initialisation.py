@@ -78,7 +78,7 @@ def seconds_and_error(weight: Tensor, rank: int, ranks: list[int], method: str) 
 def whole_model(init: Any, rank: int | None, settings: Settings) -> dict[str, Any]:
     """Seconds of `get_peft_model` on a Llama of these shapes, and the number of its weights."""
     sizes: dict[str, Any] = {"hidden_size": settings.width, "intermediate_size": 4 * settings.width, "vocab_size": 256}
-    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
+    heads: dict[str, Any] = {"num_attention_heads": 32, "num_key_value_heads": 8}
     with torch.device(settings.device):
         model: Any = LlamaForCausalLM(LlamaConfig(num_hidden_layers=settings.blocks, **sizes, **heads))
     model.to(getattr(torch, settings.dtype))

@@ -68,7 +68,8 @@ def save(kind: str, folder: Path, settings: Settings) -> None:
     heads, feed = settings.width // 64, 4 * settings.width
     sizes: dict[str, Any] = {"num_hidden_layers": settings.layers, "hidden_size": settings.width}
     config = transformers.BertConfig(**sizes, num_attention_heads=heads, intermediate_size=feed)
-    model = transformers.BertModel(config, add_pooling_layer=False).to(settings.device)
+    model: Any = transformers.BertModel(config, add_pooling_layer=False)
+    model.to(settings.device)
     if kind == "dense":
         model.save_pretrained(folder)
     else:
