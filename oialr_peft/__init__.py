@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .training.callback import OIALRCallback
     from .training.muon import MuonAdamW
     from .training.updater import OIALRUpdater
+    from .tuner.together import factorise_together
     from .update_report import UpdateReport
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "OIALRUpdater",
     "OIALRWarning",
     "UpdateReport",
+    "factorise_together",
     "rank_report",
     "save_compressed",
 ]
@@ -39,6 +41,7 @@ _LAZY = {
     "OIALRCallback": "training.callback",
     "OIALRUpdater": "training.updater",
     "UpdateReport": "update_report",
+    "factorise_together": "tuner.together",
     "rank_report": "report.ranks",
     "save_compressed": "export.save",
 }

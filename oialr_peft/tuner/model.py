@@ -25,6 +25,7 @@ from ..weights import form_of
 from ..workers.saving import gathered
 from .start import starting_weight
 from .targets import TargetSelection, select_targets, uncovered_share
+from .together import shared_starts
 
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class OIALRModel(BaseTuner):
         if message := uncovered_share(model, self.selection):
             warnings.warn(message, OIALRWarning, stacklevel=2)
         self._progress.total = len(self.selection.chosen)
+        self._starts = shared_starts(model, self.selection.chosen, peft_config)
         if peft_config.target_modules is None:
             peft_config.target_modules = set(self.selection.chosen)
 
@@ -161,7 +163,9 @@ class OIALRModel(BaseTuner):
         # `select_targets` has checked that its kind is supported.
         layer = target if isinstance(target, OIALRLayer) else OIALRLayer(target, cast(Kind, kind_of(target)))
         layer.is_read = layer.is_read or reads_weight(parent, target_name)
-        start = starting_weight(current_key, layer.base_weight, layer.matrix_shape, peft_config)
+        start = self._starts.pop(current_key, None)
+        if start is None:
+            start = starting_weight(current_key, layer.base_weight, layer.matrix_shape, peft_config)
         layer.add_weight(adapter_name, start.factors, free_base=peft_config.frees_base, awaits_file=start.awaits_file)
         if start.error is not None:
             self.init_errors[current_key] = start.error

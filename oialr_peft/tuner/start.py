@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..config import OIALRConfig
-from ..linalg import Factors, decompose, working_dtype
+from ..linalg import Factors, Rotation, decompose, working_dtype
 from ..policy import Bases
 from ..weights import VH, U, form_of
 from .rules import initial_rank
@@ -41,9 +41,18 @@ def starting_weight(name: str, base: torch.Tensor, matrix_shape: tuple[int, ...]
         return Start(Factors(None, base if config.frees_base else base.detach().clone(), None))
     matrix = base.reshape(matrix_shape)
     rotation = decompose(matrix, initial_rank(name, min(matrix_shape[-2:]), config), config.init)
+    return factored_start(name, matrix, rotation, config)
+
+
+def factored_start(name: str, matrix: torch.Tensor, rotation: Rotation | None, config: OIALRConfig) -> Start:
+    """The factored weight of a new adapter from the decomposition of its matrix.
+
+    Raises:
+        RuntimeError: there is none.
+    """
     if rotation is None:
-        raise RuntimeError(f"The SVD of '{name}' {matrix_shape} did not converge with any driver.")
-    factors = rotation.factorise(dtype, Bases(config.bases).held(matrix_shape, 0))
+        raise RuntimeError(f"The SVD of '{name}' {tuple(matrix.shape)} did not converge with any driver.")
+    factors = rotation.factorise(working_dtype(matrix.dtype), Bases(config.bases).held(tuple(matrix.shape), 0))
     return Start(factors if config.init_weights else _disturbed(factors), factors.error(matrix))
 
 

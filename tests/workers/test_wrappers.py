@@ -13,6 +13,7 @@ STOPS = {  # what both processes say, or (process 0, process 1)
         "process 1 reports RuntimeError: Updating 'middle' failed on process 1: MemoryError: no memory left",
         "Updating 'middle' failed on process 1: MemoryError: no memory left",
     ),
+    "factorised_together_of_two_configs": "OIALRConfig.sigma_cutoff must be the same on all processes, but process 0 has 0.1 ",
     "hybrid_sharding": "is sharded within groups and replicated between them (HSDP",
 }
 
@@ -84,3 +85,8 @@ def test_a_forward_between_the_step_and_the_update_does_not_stop_training_under_
     for outcome in outcomes["forward_before_the_update_under_fsdp"]:
         assert outcome["rotation"] < 1e-5  # an update without a cut changes no output
         assert outcome["training"] > 1e-3
+
+
+def test_a_start_that_is_factorised_together_is_the_one_made_alone(outcomes):
+    for outcome in outcomes["factorised_together"]:
+        assert outcome == {"same": True, "decomposed": 3, "layers": 6}

@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from peft import get_peft_model
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
 from torch.distributed.algorithms.join import Join
@@ -22,8 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 import oialr_peft.update
 import oialr_peft.workers.group
 import oialr_peft.workers.saving
-from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning, factorise_together
 from oialr_peft.moments import MomentCarrier
+from oialr_peft.tuner import together
 from tests.conftest import MLP
 from tests.workers.faults_worker import alike, outcome_of
 
@@ -289,7 +291,40 @@ def hybrid_sharding() -> dict:
     return {}
 
 
+def factorised_together() -> dict:
+    """Half of the SVDs on each process, and the factors of a start made alone; attention is taken apart too."""
+    decomposed, decompose = [], together.decompose
+
+    def counting(matrix, *args):
+        decomposed.append(tuple(matrix.shape))
+        return decompose(matrix, *args)
+
+    def model():
+        torch.manual_seed(0)
+        layers = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        return get_peft_model(layers, OIALRConfig(r=0.5, target_modules=["linear1", "linear2", "self_attn"]))
+
+    alone = model()
+    together.decompose = counting
+    try:
+        with factorise_together():
+            shared = model()
+        model()  # by each process for itself again
+    finally:
+        together.decompose = decompose
+    same = [torch.equal(one, two) for one, two in zip(alone.parameters(), shared.parameters(), strict=True)]
+    return {"same": all(same), "decomposed": len(decomposed), "layers": len(shared.base_model.ranks())}
+
+
+def factorised_together_of_two_configs() -> dict:
+    with factorise_together():
+        model_of(sigma_cutoff=0.1 * (1 + dist.get_rank()))
+    return {}
+
+
 SCENES = (
+    factorised_together,
+    factorised_together_of_two_configs,
     loaded_while_unused_are_looked_for,
     loaded_while_all_are_used,
     loaded_between_steps,
