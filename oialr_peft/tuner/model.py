@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 import warnings
@@ -24,7 +23,7 @@ from ..missed_update import UpdateWatch
 from ..weights import form_of
 from ..workers.saving import gathered
 from .start import starting_weight
-from .targets import TargetSelection, select_targets, uncovered_share
+from .targets import TargetSelection, select_targets, uncovered_share, with_target
 from .together import shared_starts
 
 
@@ -124,7 +123,7 @@ class OIALRModel(BaseTuner):
         include_all_linear_layers(peft_config, model)
 
         def matches(name: str) -> bool | None:
-            probe = peft_config if peft_config.target_modules is not None else _with_target(peft_config, name)
+            probe = peft_config if peft_config.target_modules is not None else with_target(peft_config, name)
             found = BaseTuner._check_target_module_exists(probe, name)
             return None if is_excluded(found) else bool(found)
 
@@ -163,9 +162,9 @@ class OIALRModel(BaseTuner):
         # `select_targets` has checked that its kind is supported.
         layer = target if isinstance(target, OIALRLayer) else OIALRLayer(target, cast(Kind, kind_of(target)))
         layer.is_read = layer.is_read or reads_weight(parent, target_name)
-        start = self._starts.pop(current_key, None)
-        if start is None:
-            start = starting_weight(current_key, layer.base_weight, layer.matrix_shape, peft_config)
+        start = self._starts.pop(current_key, None) or starting_weight(
+            current_key, layer.base_weight, layer.matrix_shape, peft_config
+        )
         layer.add_weight(adapter_name, start.factors, free_base=peft_config.frees_base, awaits_file=start.awaits_file)
         if start.error is not None:
             self.init_errors[current_key] = start.error
@@ -238,13 +237,6 @@ class OIALRModel(BaseTuner):
         for name, weight in weights.items():
             weight.match(ranks[name], form_of((config.one_sided or {}).get(name)))
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-
-
-def _with_target(config: OIALRConfig, name: str) -> OIALRConfig:
-    """The config as if it targeted `name`, to ask PEFT whether the name is excluded or its layer index left out."""
-    probe = copy.copy(config)
-    probe.target_modules = {name.rpartition(".")[2]}  # PEFT looks at the layer index of suffix matches only
-    return probe
 
 
 def _tie_weights(tuner: OIALRModel, _: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -184,3 +185,10 @@ def _inside_adapter(model: nn.Module, name: str) -> bool:
             return True
         parent = parent.rpartition(".")[0]
     return False
+
+
+def with_target(config: OIALRConfig, name: str) -> OIALRConfig:
+    """The config as if it targeted `name`, to ask PEFT whether the name is excluded or its layer index left out."""
+    probe = copy.copy(config)
+    probe.target_modules = {name.rpartition(".")[2]}  # PEFT looks at the layer index of suffix matches only
+    return probe

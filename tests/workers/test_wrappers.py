@@ -13,7 +13,7 @@ STOPS = {  # what both processes say, or (process 0, process 1)
         "process 1 reports RuntimeError: Updating 'middle' failed on process 1: MemoryError: no memory left",
         "Updating 'middle' failed on process 1: MemoryError: no memory left",
     ),
-    "factorised_together_of_two_configs": "OIALRConfig.sigma_cutoff must be the same on all processes, but process 0 has 0.1 ",
+    "factorised_together_of_two_configs": "OIALRConfig.sigma_cutoff must be the same on all processes, but process 0",
     "hybrid_sharding": "is sharded within groups and replicated between them (HSDP",
 }
 
