@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from peft import PeftConfig
 from peft.utils.peft_types import PeftType
 
-from .policy import LONGEST_INTERVAL, Bases, Policies, RankRule, Schedule, StepSize, default_interval, steps_of
+from .config_checks import check
+from .policy import (
+    LONGEST_INTERVAL,
+    Approach,
+    Bases,
+    Policies,
+    RankRule,
+    Schedule,
+    StepSize,
+    TargetSize,
+    default_interval,
+    steps_of,
+)
 
 
 Rank = int | float | None
 Names = list[str] | set[str] | str | None
 
 
+CUT_BY = 2 / 3  # of the run: by then `target_size` is reached, so that the rest of it makes up for the last cuts
 FORMAT_VERSION = 1  # of saved adapters: names and shapes of tensors, and the fields that loading needs
 
 
@@ -55,6 +67,9 @@ class OIALRConfig(PeftConfig):
         lr_scale: scale of sigma's step, so that one learning rate serves every rank: `"match"` (default) gives it the
             size of a dense weight's, by the rule of the optimizer's kind; `"none"` leaves it as the optimizer does,
             as in the paper and in adapters saved before there was this field; a number is a constant scale.
+        target_size: share in (0, 1) of the whole model's dense parameters, embeddings counted, that the compressed
+            checkpoint is to hold at the end. The ranks of all layers are then chosen together, at every update for all
+            layers, and the last cut comes after two thirds of the run. `None` (default): each layer by `sigma_cutoff`.
         sigma_cutoff: drop singular values below this share of the largest (β), in [0, 1), default 0.1. Raise it to end
             smaller; 0 never cuts.
         layer_step: share of layers that joins at each update, last layers first (α), in (0, 1], default 0.1.
@@ -87,6 +102,9 @@ class OIALRConfig(PeftConfig):
     delay: int | float = field(default=0, metadata=_help("Steps, or share of the run, at full rank."))
     update_interval: int | float | None = field(
         default=None, metadata=_help("Steps, or share of the run, between updates; None: derived from its length.")
+    )
+    target_size: float | None = field(
+        default=None, metadata=_help("Share of the dense parameters that the compressed model is to hold.")
     )
     sigma_cutoff: float = field(default=0.1, metadata=_help("Drop singular values below this share of the largest."))
     layer_step: float = field(default=0.1, metadata=_help("Share of layers that joins per update, last first."))
@@ -128,26 +146,31 @@ class OIALRConfig(PeftConfig):
                 f"This adapter has format version {self.format_version}; this oialr_peft reads versions up to "
                 f"{FORMAT_VERSION}. Upgrade it: `pip install -U oialr-peft`."
             )
-        self._check_ranks()
-        self._check_counts()
-        self._check_choices()
+        check(self)
 
-    def policies(self, total_steps: int | None) -> Policies:
-        """Every decision of a run of `total_steps` optimizer steps; None where its length is not known.
+    def policies(self, total_steps: int | None, rest: int = 0) -> Policies:
+        """Every decision of a run of `total_steps` optimizer steps; None where its length is not known. `rest`: how
+        many values the model holds beside the layers that are factorised, which `target_size` has to know.
 
         Raises:
-            ValueError: a field is a share of the run, and its length is not known.
+            ValueError: a field is a share of the run, or `target_size` is to be reached, and its length is not known.
         """
         delay = steps_of("delay", self.delay, total_steps)
         interval = self.update_interval
         interval = default_interval(delay, total_steps) if interval is None else interval
+        interval = steps_of("update_interval", interval, total_steps)
         freeze = None if self.freeze_bases is None else steps_of("freeze_bases", self.freeze_bases, total_steps)
-        return Policies(
-            Schedule(delay, steps_of("update_interval", interval, total_steps), self.layer_step),
-            self.rank_rule,
-            Bases(self.bases, freeze),
-            StepSize(self.lr_scale),
-        )
+        schedule, ranks = Schedule(delay, interval, self.layer_step), self.rank_rule
+        if self.target_size is not None:
+            if total_steps is None:
+                raise ValueError(
+                    f"`target_size={self.target_size}` is approached over the run, whose length is not known here. "
+                    "Pass `OIALRUpdater(model, optimizer, total_steps=...)`."
+                )
+            schedule = Schedule(delay, interval, layer_step=1.0)
+            approach = Approach(schedule.last_by(round(CUT_BY * total_steps)), interval)
+            ranks = TargetSize(self.target_size, rest, approach, self.min_rank, self.rank_multiple)
+        return Policies(schedule, ranks, Bases(self.bases, freeze), StepSize(self.lr_scale))
 
     @property
     def steps_to_first_update(self) -> int:
@@ -165,70 +188,3 @@ class OIALRConfig(PeftConfig):
         if self.keep_base_weights is None:
             return self.delay > 0 or self.train_rest
         return not self.keep_base_weights
-
-    def _check_ranks(self) -> None:
-        for name, rank in {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}.items():
-            if rank is None:
-                continue
-            if isinstance(rank, bool) or not isinstance(rank, (int, float)):
-                raise TypeError(f"`{name}` must be None, an int, or a float share of min(out, in); got {rank!r}.")
-            if isinstance(rank, float) and not 0 < rank <= 1:
-                raise ValueError(f"`{name}` given as a float is a share and must be in (0, 1]; got {rank}.")
-            if isinstance(rank, int) and rank < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {rank}. Use None for the full rank.")
-
-    def _check_counts(self) -> None:
-        for name, least in (("delay", 0), ("update_interval", 1), ("freeze_bases", 1)):
-            value = getattr(self, name)
-            if value is None and name != "delay":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"`{name}` must be a number of optimizer steps or a share of the run; got {value!r}.")
-            if isinstance(value, float) and not (0 < value < 1 or (name == "update_interval" and value == 1)):
-                raise ValueError(f"`{name}` as a float is a share of the run and must be in (0, 1); got {value}.")
-            if isinstance(value, int) and value < least:
-                raise ValueError(f"`{name}` must be at least {least} optimizer steps; got {value}.")
-        if isinstance(self.rank_multiple, bool) or not isinstance(self.rank_multiple, int):
-            raise TypeError(f"`rank_multiple` counts singular values and must be an int; got {self.rank_multiple!r}.")
-        if self.rank_multiple < 1:
-            raise ValueError(f"`rank_multiple` must be at least 1 singular values; got {self.rank_multiple}.")
-
-    def _check_choices(self) -> None:
-        ranges = {  # field: (interval as shown, test)
-            "sigma_cutoff": ("[0, 1)", lambda v: 0 <= v < 1),
-            "layer_step": ("(0, 1]", lambda v: 0 < v <= 1),
-            "max_cut": ("[0, 1]", lambda v: 0 <= v <= 1),
-            "min_rank": ("[0, 1]", lambda v: 0 <= v <= 1),
-        }
-        for name, (interval, inside) in ranges.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"`{name}` must be a number in {interval}; got {value!r}.")
-            if not (math.isfinite(value) and inside(value)):
-                raise ValueError(f"`{name}` must be in {interval}; got {value}.")
-        choices = {"moments": ("rotate", "slice", "reset"), "init": ("svd", "lowrank"), "bases": ("frozen", "longer")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
-        for name in ("init_weights", "keep_first_layer", "keep_last_layer", "train_rest"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"`{name}` must be True or False; got {getattr(self, name)!r}.")
-        if self.keep_base_weights not in (None, True, False):
-            raise TypeError(f"`keep_base_weights` must be None, True or False; got {self.keep_base_weights!r}.")
-        self._check_bases()
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("`layers_pattern` has no effect without `layers_to_transform`; set both or neither.")
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError(
-                "`layers_to_transform` has no effect when `target_modules` is a regex; put it in the regex."
-            )
-
-    def _check_bases(self) -> None:
-        if self.bases == "longer" and self.moments == "slice":
-            raise ValueError("`moments='slice'` is a rule for frozen bases; with bases='longer' use moments='rotate'.")
-        if self.freeze_bases is not None and self.bases == "frozen":
-            raise ValueError("`freeze_bases` has no effect with bases='frozen'; set bases='longer', or leave it out.")
-        scale = self.lr_scale
-        number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-        if not (scale in ("match", "none") if isinstance(scale, str) else number and 0 < scale < math.inf):
-            raise ValueError(f"`lr_scale` must be 'match', 'none' or a positive number; got {scale!r}.")

@@ -26,7 +26,7 @@ from .errors import OIALRWarning
 from .linalg import Rotation, decompose, spectrum
 from .memory import release_memory
 from .moments import MomentCarrier
-from .policy import LayerFacts, Policies
+from .policy import Policies
 from .tuner.rules import initial_rank
 from .update_report import UpdateReport
 from .weights import FACTORED, AdaptedWeight
@@ -93,10 +93,10 @@ class _Update:
         step: int,
     ) -> None:
         self.weights = weights
-        self.config, self.policies, self.carrier = config, policies, carrier
+        self.config, self.policies, self.carrier, self.step = config, policies, carrier, step
         self.bases = {name: policies.bases.held(weight.matrix_shape, step) for name, weight in weights.items()}
         self.sharded = any(is_sharded(weight.core) for weight in weights.values())
-        self.facts = {name: LayerFacts(w.matrix_shape, w.rank, w.full_rank) for name, w in weights.items()}
+        self.facts = {name: weight.facts for name, weight in weights.items()}
         self.spectra: dict[str, torch.Tensor] = {}
         self.ranks: dict[str, int] | None = None  # of a joint choice
         self.factorised = False
@@ -133,7 +133,7 @@ class _Update:
 
     def choose_jointly(self) -> dict[str, int]:
         """Choose: the ranks of all layers from all spectra."""
-        return self.policies.ranks.choose(self.spectra, self.facts)
+        return self.policies.ranks.choose(self.spectra, self.facts, self.step)
 
     def decompose(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
         """Decompose, and choose where the ranks are not known yet; what is found is cut already."""
@@ -142,7 +142,7 @@ class _Update:
             return None
         if task.cut and self.ranks is None:
             spectra = {task.name: rotation.singular_values}
-            rotation = rotation.cut(self.policies.ranks.choose(spectra, self.facts)[task.name])
+            rotation = rotation.cut(self.policies.ranks.choose(spectra, self.facts, self.step)[task.name])
         elif self.ranks is not None and task.name in self.ranks:
             rotation = rotation.cut(self.ranks[task.name])
         right = rotation.right.mT if task.travels_as_factors else rotation.right

@@ -17,7 +17,6 @@ from torch import nn
 from ..compat.transformers_ import config_name
 from ..config import OIALRConfig
 from ..layer import adapted_weights
-from ..linalg import two_factor_size
 from ..report.ranks import rank_report
 from ..weights import AdaptedWeight
 
@@ -124,7 +123,7 @@ def _layer(name: str, weight: AdaptedWeight, kind: Kind) -> LayerFacts:
     rank, held = None, dense
     if weight.is_factored and (kind == "adapter" or weight.pair_is_smaller):
         rank = weight.rank
-        held = weight.held_size if kind == "adapter" else two_factor_size(weight.matrix_shape, rank)
+        held = weight.held_size if kind == "adapter" else weight.stored_size
     return LayerFacts(name, weight.shape, rank, weight.full_rank, held, dense)
 
 

@@ -6,14 +6,12 @@ import copy
 from typing import Any, cast
 
 import torch
-from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..kinds import MultiheadAttention
 from ..layer import OIALRLayer, adapted_weights, oialr_layers
+from ..plain import plain_tensors
 from ..weights import AdaptedWeight
-from ..workers.saving import gathered
 from .guard import is_compressed
 from .quantizer import CompressedQuantizer, shape_like
 from .record import CompressedConfig
@@ -56,26 +54,6 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
     model.config.quantization_config = config
     model.hf_quantizer = cast(Any, CompressedQuantizer(config))
     return model
-
-
-def plain_tensors(base: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of a model as if it had no adapters: base layers and saved modules under their original names."""
-    skipped, renamed = [], {}
-    for name, module in base.named_modules():
-        if isinstance(module, OIALRLayer):
-            skipped += [f"{name}.oialr_"]
-            renamed[f"{name}.base_layer."] = f"{name}."
-        elif isinstance(module, AuxiliaryTrainingWrapper):
-            active = module.active_adapters[0]
-            skipped += [f"{name}.original_module."]
-            skipped += [f"{name}.modules_to_save.{other}." for other in module.modules_to_save if other != active]  # type: ignore[union-attr,attr-defined]
-            renamed[f"{name}.modules_to_save.{active}."] = f"{name}."
-    tensors = {}
-    for key, tensor in base.state_dict().items():
-        if not key.startswith(tuple(skipped)):
-            old = next((prefix for prefix in renamed if key.startswith(prefix)), None)
-            tensors[key if old is None else renamed[old] + key[len(old) :]] = tensor
-    return gathered(tensors)
 
 
 def _write(tensors: dict[str, torch.Tensor], name: str, weight: AdaptedWeight, layer: OIALRLayer) -> None:

@@ -2,7 +2,7 @@
 
 from .change import BasisChange, Transport
 from .cost import cheapest_order, forward_multiplications, rebuild
-from .factors import Factors, factor_shapes, factored_size, orthonormality_error, two_factor_size, working_dtype
+from .factors import Factors, factor_shapes, factored_size, orthonormality_error, working_dtype
 from .orthogonal import orthogonalise
 from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
 
@@ -23,6 +23,5 @@ __all__ = [
     "rotate",
     "rotate_lowrank",
     "spectrum",
-    "two_factor_size",
     "working_dtype",
 ]

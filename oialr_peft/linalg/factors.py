@@ -69,12 +69,6 @@ def factored_size(matrix_shape: tuple[int, ...], rank: int) -> int:
     return sum(math.prod(shape) for shape in factor_shapes(matrix_shape, rank))
 
 
-def two_factor_size(matrix_shape: tuple[int, ...], rank: int) -> int:
-    """How many values are held at `rank` once sigma is folded into u or vh."""
-    u, _, vh = factor_shapes(matrix_shape, rank)
-    return math.prod(u) + math.prod(vh)
-
-
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which decompositions and products of factors are computed: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -38,10 +38,13 @@ class RankRule:
     joint: ClassVar[bool] = False
     """Whether `choose` must see the spectra of all layers of an update at once, else it is asked layer by layer."""
 
-    def choose(self, spectra: Mapping[str, torch.Tensor], facts: Mapping[str, LayerFacts]) -> dict[str, int]:
+    def choose(
+        self, spectra: Mapping[str, torch.Tensor], facts: Mapping[str, LayerFacts], step: int
+    ) -> dict[str, int]:
         """The rank to keep of each layer, from its descending singular values (rank,) or (groups, rank).
 
-        `facts` may name more layers than are due; a policy of another kind may use them.
+        `facts` may name more layers than are due, and `step` is the optimizer step of the update; policies of another
+        kind use them.
         """
         return {name: select_rank(values, facts[name].full_rank, self) for name, values in spectra.items()}
 
@@ -58,10 +61,10 @@ def select_rank(singular_values: torch.Tensor, full_rank: int, rule: RankRule) -
     # The small constant keeps shares such as 0.29 * 100 = 28.999999999999996 from losing one to rounding.
     step = rule.multiple if rule.multiple > 1 and rule.max_cut else 0
     capped = present - max(step, math.floor(rule.max_cut * present + 1e-9))
-    least = max(wanted, capped, floor_rank(full_rank, rule))
+    least = max(wanted, capped, floor_rank(full_rank, rule.min_rank))
     return min(present, math.ceil(least / rule.multiple) * rule.multiple)
 
 
-def floor_rank(full_rank: int, rule: RankRule) -> int:
+def floor_rank(full_rank: int, min_rank: float) -> int:
     """The rank that no cut goes below."""
-    return max(1, math.floor(rule.min_rank * full_rank + 1e-9))
+    return max(1, math.floor(min_rank * full_rank + 1e-9))

@@ -25,15 +25,41 @@ class Schedule:
         With a delay the first update falls on step `delay`, together with factorisation; without one on step
         `update_interval`.
         """
-        since = step - self.delay if self.delay else step - self.update_interval
+        since = step - self.first
         if since < 0 or since % self.update_interval:
             return None
         return since // self.update_interval + 1
+
+    @property
+    def first(self) -> int:
+        """The step of the first update."""
+        return self.delay or self.update_interval
+
+    def last_by(self, step: int) -> int:
+        """The step of the last update until `step`; of the first one where none is made until then."""
+        return self.first + max(0, step - self.first) // self.update_interval * self.update_interval
 
     def layers_due(self, update_number: int, total: int) -> int:
         """How many of `total` layers, counted from the last, take part in the update of this number; at least 1."""
         # The small constant keeps shares such as 0.29 * 100 = 28.999999999999996 from losing one to rounding.
         return min(total, max(1, math.floor(update_number * self.layer_step * total + 1e-9)))
+
+
+@dataclass(frozen=True)
+class Approach:
+    """How ranks go down to what they are to be in the end: fast at first, while there is time to make up for it.
+
+    The cubic of gradual pruning (Zhu and Gupta 2017), by updates `interval` steps apart: what is left of the way falls
+    as the cube of the time that is left, to nothing at step `last`.
+    """
+
+    last: int
+    interval: int
+
+    def way(self, step: int) -> float:
+        """The share of the way from the present ranks to the final ones that the update after `step` goes."""
+        left = max(0, self.last - step)
+        return 1 - (left / (left + self.interval)) ** 3
 
 
 UPDATES = 20  # of a run, where the interval is derived from its length

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import OIALRConfig
-from ..linalg import two_factor_size
 from ..policy import Schedule
 from ..update_report import UpdateReport
 from ..weights import AdaptedWeight
@@ -71,7 +70,8 @@ def large_drop(report: UpdateReport, config: OIALRConfig) -> str | None:
 def at_full_rank(weights: Weights, config: OIALRConfig) -> str | None:
     """Half of the layers or more end at their full rank although cuts were wanted, so little or nothing is smaller."""
     full = [name for name, w in weights.items() if w.is_factored and w.rank == w.full_rank]
-    if 2 * len(full) < len(weights) or not full or not config.sigma_cutoff or not config.max_cut:
+    wanted = config.sigma_cutoff and config.max_cut and config.target_size is None
+    if 2 * len(full) < len(weights) or not full or not wanted:
         return None
     return (
         f"{len(full)} of {len(weights)} OIALR layers end at their full rank, {_named(full)}, and are no smaller than "
@@ -110,9 +110,8 @@ def summary(weights: Weights, steps: int) -> str:
     """How a run ended, in two sentences."""
     ranks, full = [w.rank for w in weights.values()], [w.full_rank for w in weights.values()]
     sizes = [math.prod(w.matrix_shape) for w in weights.values()]
-    pairs = [two_factor_size(w.matrix_shape, w.rank) for w in weights.values()]
     held = sum(weight.held_size for weight in weights.values())
-    compressed, dense = sum(map(min, pairs, sizes)), sum(sizes)
+    compressed, dense = sum(w.stored_size for w in weights.values()), sum(sizes)
     trained = sum(w.trainable_size for w in weights.values())
     return (
         f"OIALR after {steps} optimizer steps: {sum(r < f for r, f in zip(ranks, full, strict=True))} of "

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import OIALRWarning
-from ..layer import OIALRLayer, adapted_weights, oialr_layers
+from ..layer import adapted_weights, oialr_layers
 from ..moments import MomentCarrier
 from ..tuner.find import config_of
 from ..update import update_bases
@@ -18,8 +17,9 @@ from ..update_report import UpdateReport
 from ..workers.check import digest
 from ..workers.parallel import Parallel
 from ..workers.sharding import fsdp_modules, full_tensor, is_sharded
-from . import notices
+from . import notices, target
 from .averages import Averages
+from .optimizer_checks import check_optimizer
 from .optimizer_steps import GradientWatch, OptimizerSteps
 from .saved_state import checked_scales, checked_state
 from .step_scale import StepScale
@@ -75,6 +75,7 @@ class OIALRUpdater:
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
         if total_steps is not None:
             self._warn_once("too short", notices.too_short(self.policies.schedule, list(self.weights), total_steps))
+        self._warn_once("below target", target.starts_below(self._size, self.config, self.weights))
         self._warn_once("never cut", notices.never_cut(self.weights, self.config.rank_multiple))
 
     def _take(self, model: nn.Module) -> None:
@@ -88,8 +89,8 @@ class OIALRUpdater:
         self.config = config_of(model, first.adapter)
         self.carrier = MomentCarrier(self.optimizer, self.config.moments)
         self._watch = next((weight.watch for weight in self.weights.values() if weight.watch), None)
-        self.policies = self.config.policies(self.total_steps)
-        self._check_optimizer(oialr_layers(model))
+        self.policies, self._size = target.policies_for(model, self.config, self.weights, self.total_steps)
+        check_optimizer(self.carrier, self.weights, oialr_layers(model))
         if self.config.bases != "frozen" and any(map(is_sharded, self._parameters().values())):
             raise NotImplementedError(
                 f"FSDP2 shards by shape, so bases='{self.config.bases}' cannot change what trains. Use "
@@ -196,6 +197,7 @@ class OIALRUpdater:
     def summary(self) -> str:
         """How the run went, in two sentences; warns where half of the layers or more are still at full rank."""
         self._warn_once("full rank", notices.at_full_rank(self.weights, self.config))
+        self._warn_once("missed", target.missed(self._size, self.config, self.weights, self.policies, self.steps))
         return notices.summary(self.weights, self.steps)
 
     def _warn_once(self, kind: str, message: str | None) -> None:
@@ -224,26 +226,3 @@ class OIALRUpdater:
             if name in ranks and is_sharded(weight.core):  # elsewhere shapes tell the rank
                 weight.sharded_rank = ranks[name]
         self._step_scale.load_state_dict(scales)  # for the ranks of now
-
-    def _check_optimizer(self, layers: Mapping[str, OIALRLayer]) -> None:
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        parameters = self._parameters()
-        frozen = [name for name, p in parameters.items() if not p.requires_grad]
-        if frozen:
-            raise ValueError(
-                f"The OIALR adapter is frozen ('{frozen[0]}'). Load it with `is_trainable=True` to train it further."
-            )
-        if merged := [name for name, layer in layers.items() if name in self.weights and layer.merged]:
-            raise ValueError(f"The OIALR adapter is merged ('{merged[0]}'). Call `unmerge_adapter()` to train it.")
-        if missing := [name for name, p in parameters.items() if id(p) not in held]:
-            raise ValueError(
-                f"The optimizer does not hold the OIALR parameters of {len(missing)} of {len(parameters)} layers, "
-                f"first '{missing[0]}'. Create the optimizer after the adapter, from `model.parameters()`."
-            )
-        if stale := self.carrier.drop_stale(parameters):
-            warnings.warn(
-                f"The optimizer held moments of another rank for {len(stale)} layers, first '{stale[0]}': an adapter "
-                "was loaded under it. They start afresh.",
-                OIALRWarning,
-                stacklevel=3,
-            )

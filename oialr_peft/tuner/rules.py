@@ -107,7 +107,7 @@ def pointless_reason(name: str, layer: nn.Module, config: OIALRConfig) -> str | 
         full = min(shape[-2:])
         if max(shape[-2:]) > SKINNY * full:
             return f"skinny: {shape}"
-        held, dense = factored_size(shape, floor_rank(full, config.rank_rule)), math.prod(shape)
+        held, dense = factored_size(shape, floor_rank(full, config.min_rank)), math.prod(shape)
         if held >= dense:
             return f"cannot get smaller: its factors hold at least {held} values, the weight {dense}"
     return None

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..compat.resize import resize_parameter
-from ..linalg import BasisChange, Factors, two_factor_size
+from ..linalg import BasisChange, Factors
+from ..policy import LayerFacts, stored_size
 from ..workers.sharding import full_tensor, is_sharded, set_block
 from .form import DENSE, FACTORED, SLOTS, VH, Form, U
 
@@ -128,9 +129,19 @@ class AdaptedWeight:
         return math.prod(self.matrix_shape[:-2]) * self.sharded_rank**2
 
     @property
+    def facts(self) -> LayerFacts:
+        """What a rank policy knows of it beside its spectrum."""
+        return LayerFacts(self.matrix_shape, self.rank, self.full_rank)
+
+    @property
+    def stored_size(self) -> int:
+        """How many values a compressed checkpoint holds of it."""
+        return stored_size(self.matrix_shape, self.rank)
+
+    @property
     def pair_is_smaller(self) -> bool:
         """Whether two factors, with the core folded into one, hold fewer values than the dense weight."""
-        return self.is_factored and two_factor_size(self.matrix_shape, self.rank) < math.prod(self.shape)
+        return self.is_factored and self.stored_size < math.prod(self.shape)
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight in the layer's shape, multiplied in float32 or better and cast once."""
@@ -138,16 +149,6 @@ class AdaptedWeight:
         if self.is_factored:
             core = core.to(torch.promote_types(core.dtype, torch.float32))
         return Factors(left, core, right).compose().to(dtype).reshape(self.shape)
-
-    def check_filled(self) -> None:
-        """Raise if it still holds placeholders, and no file came."""
-        if self.awaits_file and any(part is not None and bool(torch.isnan(part).any()) for part in self.factors):
-            raise RuntimeError(
-                f"The adapter {self.adapter!r} holds no weights yet: its config lists the ranks of a saved adapter, "
-                "but no file was loaded. Load one with `PeftModel.from_pretrained`, or train a new adapter with a "
-                "fresh OIALRConfig (`ranks=None`)."
-            )
-        self.awaits_file = False
 
     # -- how it changes ----------------------------------------------------------------------------------------
 

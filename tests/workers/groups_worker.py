@@ -80,7 +80,7 @@ class SharedBudget(RankRule):
 
     joint: ClassVar[bool] = True
 
-    def choose(self, spectra, facts):
+    def choose(self, spectra, facts, step):
         values = torch.cat([torch.as_tensor(spectrum) for spectrum in spectra.values()])
         least = values.sort(descending=True).values[values.numel() // 4]
         return {name: max(1, int((spectrum > least).sum())) for name, spectrum in spectra.items()}
@@ -97,7 +97,7 @@ def joint_policy() -> dict:
     torch.manual_seed(1)
     model = get_peft_model(MLP(), JointConfig(update_interval=3, layer_step=1.0))
     spectra = {name: weight.matrix.diagonal() for name, weight in adapted_weights(model).items()}
-    expected = SharedBudget(0.1, 0.5, 0.01).choose(spectra, {})
+    expected = SharedBudget(0.1, 0.5, 0.01).choose(spectra, {}, 3)
     wrapped, optimizer = DistributedDataParallel(model), torch.optim.SGD(model.parameters(), lr=0.0)
     updater = OIALRUpdater(wrapped, optimizer, check=True)
     for _ in range(3):

@@ -1,0 +1,42 @@
+"""Whether an optimizer and an adapter fit each other, asked before step 1."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from ..errors import OIALRWarning
+from ..layer import OIALRLayer
+from ..moments import MomentCarrier
+from ..weights import AdaptedWeight
+
+
+def check_optimizer(
+    carrier: MomentCarrier, weights: Mapping[str, AdaptedWeight], layers: Mapping[str, OIALRLayer]
+) -> None:
+    """Raise where the optimizer would not train the adapter; moments of another rank start afresh, with a warning.
+
+    Raises:
+        ValueError: the adapter is frozen or merged, or the optimizer does not hold its parameters.
+    """
+    held = {id(p) for group in carrier.optimizer.param_groups for p in group["params"]}
+    parameters = {name: weight.core for name, weight in weights.items()}
+    frozen = [name for name, p in parameters.items() if not p.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"The OIALR adapter is frozen ('{frozen[0]}'). Load it with `is_trainable=True` to train it further."
+        )
+    if merged := [name for name, layer in layers.items() if name in weights and layer.merged]:
+        raise ValueError(f"The OIALR adapter is merged ('{merged[0]}'). Call `unmerge_adapter()` to train it.")
+    if missing := [name for name, p in parameters.items() if id(p) not in held]:
+        raise ValueError(
+            f"The optimizer does not hold the OIALR parameters of {len(missing)} of {len(parameters)} layers, "
+            f"first '{missing[0]}'. Create the optimizer after the adapter, from `model.parameters()`."
+        )
+    if stale := carrier.drop_stale(parameters):
+        warnings.warn(
+            f"The optimizer held moments of another rank for {len(stale)} layers, first '{stale[0]}': an adapter "
+            "was loaded under it. They start afresh.",
+            OIALRWarning,
+            stacklevel=4,
+        )
