@@ -99,10 +99,17 @@ class _Update:
         self.facts = {name: weight.facts for name, weight in weights.items()}
         self.spectra: dict[str, torch.Tensor] = {}
         self.ranks: dict[str, int] | None = None  # of a joint choice
+        self.squares = self._squared_gradients() if policies.ranks.joint else {}
         self.factorised = False
         self.changed: dict[str, list[int]] = {}
         self.dropped: dict[str, float] = {}
         self.skipped: list[str] = []
+
+    def _squared_gradients(self) -> dict[str, torch.Tensor]:
+        """Of every layer, or of none: weighted and plain spectra cannot be compared."""
+        found = {name: self.carrier.squared_gradient(weight.core) for name, weight in self.weights.items()}
+        known = {name: squares for name, squares in found.items() if squares is not None}
+        return known if len(known) == len(found) else {}
 
     def due(self, update_number: int) -> list[SvdTask]:
         """A task for every layer that is due, and for those that are to hold other bases than they do."""
@@ -123,8 +130,13 @@ class _Update:
         return self.weights[task.name].matrix
 
     def find_spectrum(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
-        """Decompose, first pass of a joint policy: the singular values alone."""
-        values = spectrum(matrix, task.rank, task.method)
+        """Decompose, first pass of a joint policy: the singular values, weighted by gradients where all have them."""
+        if not self.squares:
+            values = spectrum(matrix, task.rank, task.method)
+        else:
+            rotation = decompose(matrix, task.rank, task.method)
+            squares = self.squares[task.name].reshape(matrix.shape)
+            values = None if rotation is None else rotation.sensitivities(squares)
         return None if values is None else Solution([values])
 
     def take_spectrum(self, task: SvdTask, solution: Solution | None) -> None:

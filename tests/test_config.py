@@ -33,6 +33,11 @@ from oialr_peft import OIALRConfig
         ("layer_step", 0.0, ValueError, r"`layer_step` must be in \(0, 1\]"),
         ("max_cut", 1.1, ValueError, "`max_cut`"),
         ("min_rank", -1.0, ValueError, "`min_rank`"),
+        ("target_size", 0.0, ValueError, r"`target_size` must be in \(0, 1\); got 0.0"),
+        ("target_size", 1.0, ValueError, "got 1.0"),
+        ("target_size", float("nan"), ValueError, "got nan"),
+        ("target_size", 1, TypeError, "a share of the dense parameters"),
+        ("target_size", "0.4", TypeError, "got '0.4'"),
         ("moments", "keep", ValueError, "`moments` must be one of rotate, slice, reset; got 'keep'"),
         ("init", "qr", ValueError, "`init` must be one of svd, lowrank"),
         ("train_rest", 1, TypeError, "`train_rest` must be True or False"),
@@ -43,6 +48,12 @@ from oialr_peft import OIALRConfig
 def test_bad_values_are_refused_by_name(field, value, error, words):
     with pytest.raises(error, match=words):
         OIALRConfig(**{field: value})
+
+
+@pytest.mark.parametrize("setting", [{"sigma_cutoff": 0.3}, {"layer_step": 1.0}, {"max_cut": 0.1}], ids=str)
+def test_what_target_size_decides_is_not_given_beside_it(setting):
+    with pytest.raises(ValueError, match=f"`{next(iter(setting))}=.* has no effect with `target_size`"):
+        OIALRConfig(target_size=0.5, **setting)
 
 
 def test_layers_to_transform_with_a_regex_is_refused():

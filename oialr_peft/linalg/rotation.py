@@ -51,6 +51,16 @@ class Rotation:
         kept = float(torch.linalg.vector_norm(self.singular_values, dtype=torch.float64))
         return max(0.0, 1 - (kept / whole) ** 2) if whole else 0.0
 
+    def sensitivities(self, squares: torch.Tensor) -> torch.Tensor:
+        """How much the loss feels each singular value: the value times the size of the gradient along its direction.
+
+        `squares` (rows, cols): the mean squared gradient of each entry of the matrix, the entries taken to vary
+        independently. Half the square of what is returned is the change of the loss without that direction, to second
+        order and with the Fisher information for the Hessian (LeCun et al. 1990).
+        """
+        along = self.left.square().mT @ squares.to(self.left.dtype) * self.right.square().mT
+        return self.singular_values * along.sum(-1).sqrt()
+
     def change(self, held: Factors, bases: tuple[bool, bool] = (True, True)) -> BasisChange:
         """The way of a weight, whose core this is the decomposition of, into its singular bases.
 

@@ -63,6 +63,15 @@ class MomentCarrier:
         for key, value in moved.items():
             state[key] = _stored(state[key], value)
 
+    def squared_gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """The mean square of each entry's gradient, in the shape of `parameter`; None where the optimizer keeps none,
+        or does not carry it along."""
+        state = self.optimizer.state.get(parameter)
+        kinds = self._kinds(state) if state and self.policy == "rotate" else None
+        squares = [state[key] for key in state or {} if (kinds or {}).get(key) in ("second", "centred")]
+        whole = [value for value in squares if value.shape == parameter.shape and not is_sharded(value)]
+        return whole[0] if whole else None
+
     def drop_stale(self, parameters: dict[str, nn.Parameter]) -> list[str]:
         """Drop state whose shape is not its parameter's (an adapter was reloaded under it); returns the names."""
         stale = []

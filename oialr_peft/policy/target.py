@@ -22,9 +22,9 @@ class TargetSize:
     its dense weight, and the `rest` of the model, which no cut changes. `min_rank` and `multiple` as in `RankRule`.
     `approach` says how much of the way to the final ranks an update goes; they are chosen anew each time.
 
-    The final ranks are those at which the layers together lose least for their size. What a layer loses is
-    -log(kept energy / present energy): the share that goes, as long as little goes, and beyond all bounds where
-    nothing would be left. So no layer counts more for its large weights, and none is given up for the others.
+    The final ranks are those at which the layers together lose least for their size. A layer with the norm n loses
+    -n log(kept energy / energy): by little the share that goes, beyond all bounds where nothing would be left, so that
+    none is given up for the others. Shares alone, or energies alone, ended worse (DIARY: A size to ask for).
     """
 
     share: float
@@ -38,9 +38,13 @@ class TargetSize:
     def choose(
         self, spectra: Mapping[str, torch.Tensor], facts: Mapping[str, LayerFacts], step: int
     ) -> dict[str, int]:
-        """The rank to keep of each layer after optimizer step `step`, from its descending singular values (rank,) or
-        (groups, rank). Layers in `facts` without a spectrum stay as they are and count."""
-        options = {name: self._options(values, facts[name]) for name, values in spectra.items()}
+        """The rank to keep of each layer after optimizer step `step`, from its singular values (rank,) or (groups,
+        rank), which may be weighted and then need not descend. Layers in `facts` without a spectrum stay as they are,
+        and count."""
+        energies = {name: _energies(values) for name, values in spectra.items()}
+        known = [float(energy[-1]) ** 0.5 for energy in energies.values() if energy[-1]]
+        typical = sum(known) / max(1, len(known)) or 1.0
+        options = {name: self._options(energy, facts[name], typical) for name, energy in energies.items()}
         fixed = self.rest + sum(stored_size(fact.shape, fact.rank) for n, fact in facts.items() if n not in options)
         final = _fill(options, self.values(facts) - fixed)
         way = self.approach.way(step)
@@ -63,16 +67,23 @@ class TargetSize:
         least = floor_rank(fact.full_rank, self.min_rank)
         return min(present, math.ceil(least / self.multiple) * self.multiple)
 
-    def _options(self, values: torch.Tensor, fact: LayerFacts) -> _Options:
-        """The ranks that make a layer smaller, and its present one."""
-        present = values.shape[-1]
-        ranks = torch.arange(self._lowest(fact, present), present, self.multiple)
+    def _options(self, energy: torch.Tensor, fact: LayerFacts, typical: float) -> _Options:
+        """The ranks that make a layer smaller, and its present one; of zeros no direction is better than another."""
+        present, norm = len(energy), float(energy[-1]) ** 0.5
+        if not norm:
+            energy, norm = torch.arange(1, present + 1, dtype=energy.dtype), typical
         *groups, rows, cols = fact.shape
         dense, each = math.prod(fact.shape), math.prod(groups) * (rows + cols)
+        ranks = torch.arange(self._lowest(fact, present), present, self.multiple)
         ranks = torch.cat([ranks[each * ranks < dense], torch.tensor([present])])
-        energy = values.detach().to("cpu", torch.float64).square().reshape(-1, present).sum(0).cumsum(0)
-        kept = energy[ranks - 1] / energy[-1] if energy[-1] > 0 else torch.ones(len(ranks), dtype=torch.float64)
-        return _Options(ranks, (each * ranks).clamp(max=dense), -kept.log())
+        return _Options(
+            ranks, (each * ranks).clamp(max=dense), -norm / typical * (energy[ranks - 1] / energy[-1]).log()
+        )
+
+
+def _energies(values: torch.Tensor) -> torch.Tensor:
+    """The energy (squared norm) of the leading 1, 2, ... directions, of several matrices together."""
+    return values.detach().to("cpu", torch.float64).square().reshape(-1, values.shape[-1]).sum(0).cumsum(0)
 
 
 class _Options(NamedTuple):

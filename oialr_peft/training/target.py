@@ -69,7 +69,7 @@ def starts_below(size: ModelSize | None, config: OIALRConfig, weights: Weights) 
     if values >= (1 - TOLERANCE) * config.target_size * size.dense.values:
         return None
     return (
-        f"With the ranks that it starts with the model is at {values / size.dense.values:.1%} of its dense size, below "
+        f"With the ranks that it starts with, the model has {values / size.dense.values:.1%} of its dense size, below "
         f"`target_size={config.target_size}`: nothing will be cut. Raise `r` or leave it out, or lower `target_size`."
     )
 
@@ -83,6 +83,6 @@ def missed(size: ModelSize | None, config: OIALRConfig, weights: Weights, polici
         return None
     return (
         f"This run ended at step {step} with {share:.1%} of the dense size instead of `target_size="
-        f"{config.target_size}`; the last cut was to come at step {policies.ranks.approach.last}. Train on, or give the "
-        "run its true length, so that the cuts come in time."
+        f"{config.target_size}`; the last cut was to come at step {policies.ranks.approach.last}. Train on, or give "
+        "the run its true length, so that the cuts come in time."
     )

@@ -5,7 +5,6 @@ import json
 import sys
 import time
 from datetime import timedelta
-from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,7 @@ import oialr_peft.workers.exchange
 import oialr_peft.workers.plan
 from oialr_peft import OIALRConfig, OIALRUpdater
 from oialr_peft.layer import adapted_weights
-from oialr_peft.policy import RankRule
+from oialr_peft.plain import model_size
 from oialr_peft.workers.plan import svd_cost
 from tests.conftest import MLP, tiny_llama
 from tests.workers.faults_worker import outcome_of
@@ -75,36 +74,32 @@ def a_model_on_two_of_four() -> dict:
     return {"ranks": trained_in(group, 1).base_model.ranks()} if dist.get_rank() < 2 else {}
 
 
-class SharedBudget(RankRule):
-    """A joint rule: the largest singular values of all layers together, as many as a quarter of them."""
-
-    joint: ClassVar[bool] = True
-
-    def choose(self, spectra, facts, step):
-        values = torch.cat([torch.as_tensor(spectrum) for spectrum in spectra.values()])
-        least = values.sort(descending=True).values[values.numel() // 4]
-        return {name: max(1, int((spectrum > least).sum())) for name, spectrum in spectra.items()}
-
-
-class JointConfig(OIALRConfig):
-    @property
-    def rank_rule(self):
-        return SharedBudget(0.1, 0.5, 0.01)
-
-
 def joint_policy() -> dict:
-    """Ranks that depend on all spectra; they are those that one process alone would choose."""
+    """Ranks for a size, which depend on all spectra; at the first update those that one process alone would choose."""
     torch.manual_seed(1)
-    model = get_peft_model(MLP(), JointConfig(update_interval=3, layer_step=1.0))
-    spectra = {name: weight.matrix.diagonal() for name, weight in adapted_weights(model).items()}
-    expected = SharedBudget(0.1, 0.5, 0.01).choose(spectra, {}, 3)
-    wrapped, optimizer = DistributedDataParallel(model), torch.optim.SGD(model.parameters(), lr=0.0)
-    updater = OIALRUpdater(wrapped, optimizer, check=True)
-    for _ in range(3):
-        wrapped(torch.ones(2, 12)).sum().backward()
+    settings = {"target_size": 0.45, "update_interval": 3, "bases": "longer"}
+    model = get_peft_model(MLP(), OIALRConfig(**settings, train_rest=True))
+    spectra = {
+        name: torch.linalg.svdvals(weight.dense(torch.float32)) for name, weight in adapted_weights(model).items()
+    }
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    updater = OIALRUpdater(wrapped, optimizer, total_steps=15, check=True)
+    facts = {name: weight.facts for name, weight in updater.weights.items()}
+    expected = updater.policies.ranks.choose(spectra, facts, 3)
+    seen = []
+    for step in range(15):
+        optimizer.param_groups[0]["lr"] = 0.05 * (step > 2)
+        x = torch.randn(2, 12, generator=torch.Generator().manual_seed(10 * step + dist.get_rank()))
+        wrapped(x).square().mean().backward()
         optimizer.step()
-        updater.step()
-    return {"ranks": model.base_model.ranks(), "expected": expected}
+        seen += [updater.step()]
+        optimizer.zero_grad()
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, model.base_model.ranks())
+    first = next(report.ranks for report in seen if report)
+    alike = all(other == everyone[0] for other in everyone)
+    return {"first": first, "expected": expected, "alike": alike, "share": model_size(wrapped).share}
 
 
 def nobody_waits_in_a_collective() -> dict:

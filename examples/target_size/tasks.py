@@ -1,0 +1,80 @@
+"""Two small tasks: characters of TinyShakespeare by a GPT, CIFAR-10 by a ViT. Each gives a model, batches, a loss."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
+
+
+sys.path.append(str(Path(__file__).parents[1] / "quality"))
+from gpt import GPT, Size, Text
+
+
+class Characters:
+    """Nats per character on the last 5 % of the text."""
+
+    def __init__(self, data: Path) -> None:
+        self.text = Text(data / "tinyshakespeare" / "input.txt", Size(2, 96, 4, 64, 16))
+
+    def model(self) -> nn.Module:
+        return GPT(self.text.size, self.text.vocabulary)
+
+    def batches(self, seed: int) -> Iterator[Any]:
+        return self.text.batches(seed)
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(model(batch[0]).mT, batch[1])
+
+    def test(self, model: nn.Module) -> float:
+        return self.text.loss(model, "test")
+
+
+class Pictures:
+    """Cross-entropy on 2,000 pictures of the test set, after training on 20,000."""
+
+    def __init__(self, data: Path) -> None:
+        self.train = _read(data / "cifar10-jpeg" / "train.parquet", 20_000)
+        self.held_out = _read(data / "cifar10-jpeg" / "test.parquet", 2_000)
+
+    def model(self) -> nn.Module:
+        size = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
+        return ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=10, **size))
+
+    def batches(self, seed: int) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(1000 + seed)
+        while True:
+            chosen = torch.randint(len(self.train[1]), (64,), generator=generator)
+            yield self.train[0][chosen], self.train[1][chosen]
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(model(pixel_values=batch[0]).logits, batch[1])
+
+    @torch.no_grad()
+    def test(self, model: nn.Module) -> float:
+        model.eval()
+        parts = zip(self.held_out[0].split(250), self.held_out[1].split(250), strict=True)
+        mean = float(torch.stack([self.loss(model, part) for part in parts]).mean())
+        model.train()
+        return mean
+
+
+TASKS = {"characters": Characters, "pictures": Pictures}
+
+
+def _read(path: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first pictures of a file, in [-1, 1], and their labels."""
+    rows = parquet.read_table(path).slice(0, count).to_pylist()
+    pictures = np.stack([np.asarray(Image.open(io.BytesIO(row["img"]["bytes"]))) for row in rows])
+    labels = torch.tensor([row["label"] for row in rows])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1, labels
