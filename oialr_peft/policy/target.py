@@ -23,8 +23,8 @@ class TargetSize:
     `approach` says how much of the way to the final ranks an update goes; they are chosen anew each time.
 
     The final ranks are those at which the layers together lose least for their size. A layer with the norm n loses
-    -n log(kept energy / energy): by little the share that goes, beyond all bounds where nothing would be left, so that
-    none is given up for the others. Shares alone, or energies alone, ended worse (DIARY: A size to ask for).
+    -n log(kept energy / energy): n times the share that goes as long as it is small, and beyond all bounds where
+    nothing would be left. Shares alone, or energies alone, ended worse (DIARY: A size to ask for).
     """
 
     share: float

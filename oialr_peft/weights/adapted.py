@@ -150,6 +150,16 @@ class AdaptedWeight:
             core = core.to(torch.promote_types(core.dtype, torch.float32))
         return Factors(left, core, right).compose().to(dtype).reshape(self.shape)
 
+    def check_filled(self) -> None:
+        """Raise if it still holds placeholders, and no file came."""
+        if self.awaits_file and any(part is not None and bool(torch.isnan(part).any()) for part in self.factors):
+            raise RuntimeError(
+                f"The adapter {self.adapter!r} holds no weights yet: its config lists the ranks of a saved adapter, "
+                "but no file was loaded. Load one with `PeftModel.from_pretrained`, or train a new adapter with a "
+                "fresh OIALRConfig (`ranks=None`)."
+            )
+        self.awaits_file = False
+
     # -- how it changes ----------------------------------------------------------------------------------------
 
     def apply(self, change: BasisChange) -> None:

@@ -19,6 +19,18 @@ def trained(factors: Factors, seed: int, step: float = 0.05) -> Factors:
     return factors._replace(core=factors.core + step * noise.to(factors.core.dtype))
 
 
+@pytest.mark.parametrize("shape", [(12, 12), (20, 12), (2, 6, 10)])
+def test_what_the_loss_feels_of_a_direction_is_the_gradient_along_it(shape):
+    weight = torch.randn(shape, dtype=torch.float64)
+    rotation = rotate(weight)
+    torch.testing.assert_close(rotation.sensitivities(4 * torch.ones_like(weight)), 2 * rotation.singular_values)
+    deviations = torch.rand(shape, dtype=torch.float64)
+    gradients = torch.randn(5_000, *shape, dtype=torch.float64) * deviations
+    along = (rotation.left.mT @ gradients @ rotation.right).diagonal(dim1=-2, dim2=-1)
+    felt = rotation.sensitivities(deviations.square()) / rotation.singular_values
+    torch.testing.assert_close(felt, along.square().mean(0).sqrt(), rtol=0.1, atol=0)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_factorisation_and_rotation_keep_the_weight(shape, dtype, tolerance):

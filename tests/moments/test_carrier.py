@@ -213,3 +213,27 @@ def test_a_pure_rotation_leaves_the_following_losses_alone():
     plain, rotated = run(1000), run(40)
     assert not torch.equal(plain, rotated)
     assert (rotated - plain).abs().mean() < 0.5 * plain.std()
+
+
+@pytest.mark.parametrize(
+    ("optimize", "known"),
+    [
+        (lambda p: torch.optim.Adam(p, lr=0.0), True),
+        (lambda p: torch.optim.RMSprop(p, lr=0.0, alpha=0.0), True),
+        (lambda p: torch.optim.SGD(p, lr=0.0, momentum=0.9), False),
+        (lambda p: torch.optim.Muon(p, lr=0.0), False),
+    ],
+    ids=["Adam", "RMSprop", "SGD", "Muon"],
+)
+def test_the_squared_gradient_is_told_where_the_optimizer_keeps_it(optimize, known):
+    weight = torch.nn.Parameter(torch.randn(6, 4))
+    optimizer = optimize([weight])
+    carrier = MomentCarrier(optimizer, "rotate")
+    assert carrier.squared_gradient(weight) is None  # before the first step
+    weight.sum().backward()
+    optimizer.step()
+    squares = carrier.squared_gradient(weight)
+    assert (squares is not None) == known
+    if squares is not None:
+        assert torch.equal(squares / squares[0, 0], torch.ones(6, 4))
+    assert MomentCarrier(optimizer, "reset").squared_gradient(weight) is None

@@ -83,7 +83,7 @@ def trained(model, batch, steps=12, **settings):
 
 
 CASES = [(kind, size, scratch) for kind in MODELS for size in (0.8, 0.6, 0.5, 0.4) for scratch in (False, True)]
-QUICK = {("bert", 0.4, False), ("resnet", 0.6, True)}
+QUICK = {("resnet", 0.4, True)}
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,8 @@ def start(model=None, total_steps=100, **settings):
 
 
 def test_below_the_floor_nothing_starts_and_the_floor_is_told():
-    embeddings = (96 + 16 + 2) * WIDTH
-    floor = (
-        rf"floor of [\d,]+ \(15.4%\): embeddings {embeddings:,}, everything else .* 1,394, and 13 layers at .* 1,632"
-    )
-    with pytest.raises(ValueError, match=f"`target_size=0.05` of .* {floor}"):
+    parts = rf"embeddings {(96 + 16 + 2) * WIDTH:,}, everything else .* 1,394, and 13 layers at .* 1,632"
+    with pytest.raises(ValueError, match=rf"`target_size=0.05` of .* floor of 8,498 \(15.4%\): {parts}"):
         start(target_size=0.05)
 
 
@@ -165,6 +162,25 @@ def test_any_model_and_a_rank_multiple():
     assert 0.4 < model_size(model).share <= 0.5
 
 
+def test_the_layer_that_the_loss_feels_less_is_cut_further():
+    """Two layers of one weight; the second one's outputs count a hundredth."""
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(32, 32, bias=False) for name in ("felt", "faint")})
+    model["faint"].load_state_dict(model["felt"].state_dict())
+    model = get_peft_model(model, OIALRConfig(target_size=0.4, target_modules=["felt", "faint"], update_interval=5))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    updater = OIALRUpdater(model, optimizer, total_steps=10)
+    for _ in range(6):
+        x, layers = torch.randn(8, 32), model.base_model.model
+        (layers["felt"](x).square().mean() + layers["faint"](x).square().mean() / 100).backward()
+        optimizer.step()
+        updater.step()
+        optimizer.zero_grad()
+    ranks = model.base_model.ranks()
+    assert ranks["felt"] > ranks["faint"] + 4
+
+
+@pytest.mark.slow
 def test_resume_reaches_the_same_ranks(tmp_path):
     settings = {"sigma_cutoff": 0.1, "layer_step": 0.1, "update_interval": 2, "target_size": 0.5}
     whole = trainer(str(tmp_path), settings, save_strategy="steps", save_steps=9)
