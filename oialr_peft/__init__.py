@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .report.ranks import rank_report
     from .training.callback import OIALRCallback
     from .training.muon import MuonAdamW
+    from .training.search import oialr_search_space
+    from .training.stability import StabilityCallback
     from .training.updater import OIALRUpdater
     from .tuner.together import factorise_together
     from .update_report import UpdateReport
@@ -29,8 +31,10 @@ __all__ = [
     "OIALRModel",
     "OIALRUpdater",
     "OIALRWarning",
+    "StabilityCallback",
     "UpdateReport",
     "factorise_together",
+    "oialr_search_space",
     "rank_report",
     "save_compressed",
 ]
@@ -40,8 +44,10 @@ _LAZY = {
     "MuonAdamW": "training.muon",
     "OIALRCallback": "training.callback",
     "OIALRUpdater": "training.updater",
+    "StabilityCallback": "training.stability",
     "UpdateReport": "update_report",
     "factorise_together": "tuner.together",
+    "oialr_search_space": "training.search",
     "rank_report": "report.ranks",
     "save_compressed": "export.save",
 }

@@ -3,7 +3,7 @@
 from .change import BasisChange, Transport
 from .cost import cheapest_order, forward_multiplications, rebuild
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, working_dtype
-from .orthogonal import orthogonalise
+from .orthogonal import orthogonalise, polar, stability
 from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
 
 
@@ -19,9 +19,11 @@ __all__ = [
     "forward_multiplications",
     "orthogonalise",
     "orthonormality_error",
+    "polar",
     "rebuild",
     "rotate",
     "rotate_lowrank",
     "spectrum",
+    "stability",
     "working_dtype",
 ]

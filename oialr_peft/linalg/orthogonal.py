@@ -1,4 +1,4 @@
-"""The nearest orthogonal matrix, approximately: the direction of a spectral step."""
+"""The nearest orthogonal matrix: approximately for the direction of a spectral step, exactly for measurements."""
 
 from __future__ import annotations
 
@@ -25,3 +25,22 @@ def orthogonalise(
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
+
+
+def polar(matrix: torch.Tensor, rank: int | None = None) -> torch.Tensor:
+    """U Vᵀ of `matrix` (rows, cols) = U S Vᵀ exactly, of its first `rank` singular values (default all), by an SVD.
+
+    The basis whose settling OIALR builds on (paper, section 3). Signs and rotations that an SVD leaves open cancel.
+    """
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] @ vh[:rank]
+
+
+def stability(before: torch.Tensor, after: torch.Tensor) -> float:
+    """How far a basis stayed: 1 where two polar factors agree, about 0 where they have nothing in common.
+
+    trace(beforeᵀ after) / n, where n is the smaller of their ranks; for full rank this is the mean cosine between
+    matching columns.
+    """
+    rank = min(float(before.square().sum()), float(after.square().sum()))
+    return float((before * after).sum()) / rank

@@ -1,8 +1,10 @@
-"""Figures from traces. The only place that needs matplotlib (extra `plots`)."""
+"""Figures from traces and measurements. The only place that needs matplotlib (extra `plots`)."""
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 from ..training.trace import read_trace
 
@@ -35,5 +37,37 @@ def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
     axes.step(steps, mean, where="post", color="tab:blue", linewidth=2, label=f"mean of {len(shares)} layers")
     axes.set(xlabel="optimizer step", ylabel="share of the full rank", ylim=(0, 1.05))
     axes.legend(frameon=False)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+def plot_stability(path: str | os.PathLike, out: str | os.PathLike) -> None:
+    """Draw what a `StabilityCallback` wrote to `path`, and save it to `out` (png, svg or pdf).
+
+    Left a heat map of layers, in the model's order, over steps; right the mean of all layers.
+
+    Raises:
+        ValueError: the file holds no checkpoint.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    points = json.loads(Path(path).read_text())["points"]
+    if not points:
+        raise ValueError(f"{os.fspath(path)} holds no checkpoint; was the run shorter than the first one?")
+    steps, layers = [point["step"] for point in points], list(points[0]["stability"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    image = left.imshow(
+        [[point["stability"][layer] for point in points] for layer in layers],
+        aspect="auto",
+        extent=(0, steps[-1], len(layers) - 0.5, -0.5),
+        vmax=1.0,
+    )
+    figure.colorbar(image, ax=left)
+    left.set(xlabel="optimizer step", ylabel="layer, first on top")
+    right.plot(steps, [point["mean"] for point in points], marker=".")
+    right.set(xlabel="optimizer step", ylabel=f"mean of {len(layers)} layers", ylim=(None, 1.0))
     figure.savefig(out, dpi=150)
     plt.close(figure)

@@ -1,0 +1,163 @@
+"""Searches OIALR's setting for a small GPT-2 on TinyShakespeare with the Trainer and Optuna, then compares it.
+
+    python run.py --text input.txt --trials 12 --output tuning
+    python run.py --text input.txt --trials 12 --output tuning   # again, or elsewhere: goes on
+
+The study is a file in the output folder, so that a search that was stopped goes on, and several processes share one.
+Trials are judged, and pruned, by the loss on validation text. The setting that won and the default are then trained
+with new seeds, and judged on validation and test text. Needs the extra `tuning`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import optuna
+import torch
+import transformers
+from peft import get_peft_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
+
+from oialr_peft import OIALRCallback, OIALRConfig, oialr_search_space
+from oialr_peft.training.search import oialr_fields
+
+
+CONTEXT, WIDTH, LAYERS, BATCH = 32, 64, 2, 16
+DEFAULT = {"learning_rate": 5e-4, "weight_decay": 0.01, "max_grad_norm": 1.0}
+DEFAULT_FIELDS = {
+    "delay": 0.3,
+    "update_interval": 0.05,
+    "sigma_cutoff": 0.1,
+}  # the README's, for training from scratch
+
+
+class Windows(Dataset):
+    """Non-overlapping windows of characters."""
+
+    def __init__(self, codes: Tensor) -> None:
+        self.rows = codes[: len(codes) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.rows[index], "labels": self.rows[index]}
+
+
+def splits(path: Path) -> tuple[dict[str, Windows], int]:
+    """The first 90 % of the text to train, 256 windows each for validation and test, and the number of characters."""
+    text = path.read_text(encoding="utf-8")
+    known = {character: code for code, character in enumerate(sorted(set(text)))}
+    codes = torch.tensor([known[character] for character in text])
+    ends = [int(share * len(codes)) for share in (0.9, 0.95)]
+    held = 256 * CONTEXT
+    parts = {"train": codes[: ends[0]], "validation": codes[ends[0] :][:held], "test": codes[ends[1] :][:held]}
+    return {name: Windows(part) for name, part in parts.items()}, len(known)
+
+
+def make_trainer(
+    parsed: argparse.Namespace, make: Callable[[Any], nn.Module], data: dict[str, Windows], **settings: Any
+) -> Trainer:
+    """A Trainer whose models `make` makes from a trial."""
+    arguments = TrainingArguments(
+        str(parsed.output / "runs"),
+        max_steps=parsed.steps,
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=128,
+        lr_scheduler_type="cosine",
+        eval_strategy="steps",
+        eval_steps=max(1, parsed.steps // 4),
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **settings,
+    )
+    given = {"train_dataset": data["train"], "eval_dataset": data["validation"]}
+    return Trainer(model_init=make, args=arguments, callbacks=[OIALRCallback()], **given)
+
+
+def search(parsed: argparse.Namespace, make: Callable[[Any], nn.Module], data: dict[str, Windows]) -> optuna.Study:
+    """The study after its trials; those of earlier runs count."""
+    storage = f"sqlite:///{parsed.output / 'study.db'}"
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
+    sampler = optuna.samplers.TPESampler(seed=parsed.seed, n_startup_trials=4)
+    study = {"study_name": "oialr", "storage": storage, "load_if_exists": True, "pruner": pruner, "sampler": sampler}
+    done = len(optuna.create_study(direction="minimize", **study).trials)
+    if done < parsed.trials:
+        make_trainer(parsed, make, data).hyperparameter_search(
+            hp_space=oialr_search_space,
+            direction="minimize",
+            backend="optuna",
+            n_trials=parsed.trials - done,
+            compute_objective=lambda metrics: metrics["eval_loss"],
+            **study,
+        )
+    return optuna.load_study(study_name="oialr", storage=storage)
+
+
+def judge(
+    parsed: argparse.Namespace, make: Callable[..., nn.Module], data: dict[str, Windows], values: dict[str, float]
+) -> dict[str, Any]:
+    """Losses on validation and test of runs with new seeds, and the share of values that train in the end."""
+    fields = {name: values[name] for name in DEFAULT_FIELDS}
+    settings = {name: values[name] for name in DEFAULT}
+    found: dict[str, Any] = {"values": values, "validation": [], "test": [], "trained": []}
+    for seed in range(100, 100 + parsed.seeds):
+        set_seed(seed)
+        trainer = make_trainer(parsed, lambda: make(fields), data, seed=seed, **settings)
+        trainer.train()
+        for part in ("validation", "test"):
+            found[part].append(trainer.evaluate(data[part])["eval_loss"])  # type: ignore[arg-type]
+        found["trained"].append(sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))  # type: ignore[union-attr]
+    return found
+
+
+def main() -> None:
+    """Searches, compares, writes results.json and prints the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--trials", type=int, default=12, help="of the study in all, earlier ones counted")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3, help="of the comparison")
+    parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument("--output", type=Path, required=True)
+    parsed = parser.parse_args()
+    parsed.output.mkdir(parents=True, exist_ok=True)
+    data, characters = splits(parsed.text)
+    sizes: dict[str, Any] = {"n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 2}
+
+    def make(fields: dict[str, float]) -> nn.Module:
+        model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=characters, **sizes))
+        return get_peft_model(model, OIALRConfig(train_rest=True, **fields))  # type: ignore[return-value]
+
+    study = search(parsed, lambda trial: make(oialr_fields(trial)), data)
+    states = [trial.state.name for trial in study.trials]
+    results = {
+        "command": f"python run.py --text input.txt --trials {parsed.trials} --steps {parsed.steps} --output tuning",
+        "versions": {
+            "optuna": optuna.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "trials": {state: states.count(state) for state in sorted(set(states))},
+        "best of the search": study.best_value,
+        "default": judge(parsed, make, data, DEFAULT | DEFAULT_FIELDS),
+        "tuned": judge(parsed, make, data, study.best_params),
+    }
+    (parsed.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    for name in ("default", "tuned"):
+        for part in ("validation", "test"):
+            losses = results[name][part]
+            spread = f" ± {stdev(losses):.4f}" if len(losses) > 1 else ""
+            print(f"{name}, {part}: {mean(losses):.4f}{spread}")
+
+
+if __name__ == "__main__":
+    main()
