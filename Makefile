@@ -49,6 +49,7 @@ lint: $(VENV)/.installed
 
 card: $(VENV)/.installed  ## regenerate the model cards from their results files
 	$(BIN)/python examples/autoformer/card.py model_cards/autoformer-ettm2
+	$(BIN)/python examples/stability/card.py model_cards/stability
 
 benchmarks: $(VENV)/.installed  ## every measurement of examples/benchmarks and its tables; forty minutes on two idle cores
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"

@@ -47,14 +47,18 @@ def ratios(figures: dict[str, list[float]], name: str, *others: str) -> list[flo
 
 def write(output: str, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
     """Writes the table `rows` and other facts as JSON, with the command, versions and hardware; prints the rows."""
-    environment = {
+    Path(output).write_text(json.dumps({**environment(), **facts, "rows": list(rows)}, indent=2) + "\n")
+    for row in rows:
+        print(" ".join(f"{key}={round(v, 3) if isinstance(v, float) else v}" for key, v in row.items()))
+
+
+def environment() -> dict[str, Any]:
+    """Command, versions and hardware, on which figures depend."""
+    return {
         "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
         "hardware": f"{_processor()}, {torch.get_num_threads()} threads",
     }
-    Path(output).write_text(json.dumps({**environment, **facts, "rows": list(rows)}, indent=2) + "\n")
-    for row in rows:
-        print(" ".join(f"{key}={round(v, 3) if isinstance(v, float) else v}" for key, v in row.items()))
 
 
 def now(device: str) -> float:

@@ -13,9 +13,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-import transformers
-from tasks import TASKS
+from tasks import TASKS  # which puts the folder of timing.py on the path
+from timing import environment
 from transformers import Trainer, TrainingArguments, set_seed
 
 from oialr_peft import StabilityCallback
@@ -47,9 +46,7 @@ def main() -> None:
     points = json.loads(measured.read_text())["points"]
     facts: dict[str, Any] = {"task": parsed.task, "name": task.name, "learning_rate": task.rate}
     facts |= {name: getattr(parsed, name) for name in ("steps", "every", "batch", "seed")}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    command = f"python train.py --data DATA --task {parsed.task} --steps {parsed.steps} --output OUTPUT"
-    facts |= {"command": command, "versions": versions, "first loss": losses[0], "last loss": mean(losses[-3:])}
+    facts |= {**environment(), "first loss": losses[0], "last loss": mean(losses[-3:])}
     (parsed.output / "results.json").write_text(json.dumps({**facts, "points": points}, indent=1) + "\n")
     measured.unlink()
     plot_stability(parsed.output / "results.json", parsed.output / "stability.png")

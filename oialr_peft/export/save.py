@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,11 @@ from .compress import compressed
 from .publish import EARLIER, publish
 
 
+_READERS = {  # modules of transformers.models.auto, and their tables of model types
+    "tokenization_auto": "TOKENIZER_MAPPING_NAMES",
+    "image_processing_auto": "IMAGE_PROCESSOR_MAPPING_NAMES",
+    "feature_extraction_auto": "FEATURE_EXTRACTOR_MAPPING_NAMES",
+}
 # What transformers' tokenizers, processors and feature extractors always write one of.
 _PROCESSING_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
@@ -95,13 +102,10 @@ def save_compressed(
 
 def _warn_if_nothing_reads_inputs(base: PreTrainedModel, folder: Path) -> None:
     """Say so where the folder lacks a tokenizer or processor that this kind of model has."""
-    from transformers.models.auto import feature_extraction_auto, image_processing_auto, tokenization_auto
-
-    kinds = {
-        *tokenization_auto.TOKENIZER_MAPPING_NAMES,
-        *image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
-        *feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
-    }
+    kinds: set[str] = set()
+    for module, table in _READERS.items():
+        with contextlib.suppress(ImportError):  # transformers 5.17 gates one of them behind torchvision
+            kinds.update(getattr(import_module(f"transformers.models.auto.{module}"), table))
     if base.config.model_type in kinds and not any((folder / name).exists() for name in _PROCESSING_FILES):
         warnings.warn(
             f"'{folder}' has no tokenizer or processor, and a pipeline would make up an empty one: pass it as "

@@ -1,5 +1,6 @@
 """config.json and the weights of a compressed model belong together; a processor goes with it; how it is pushed."""
 
+import importlib
 import json
 import os
 import sys
@@ -120,6 +121,20 @@ def test_a_model_with_nan_is_not_written_over_a_good_one(tmp_path):
     with pytest.raises(ValueError, match=r"up_proj.* holds NaN .* not written"):
         save_compressed(model, tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_a_table_of_transformers_that_needs_torchvision_is_done_without(tmp_path, monkeypatch):
+    """As transformers 5.17 has it for image processors."""
+    from oialr_peft.export import save
+
+    def gated(name):
+        if "image" in name:
+            raise ImportError("image_processing_auto requires the Torchvision library")
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(save, "import_module", gated)
+    with pytest.warns(OIALRWarning, match="has no tokenizer or processor"):
+        save_compressed(get_peft_model(tiny_bert(), OIALRConfig(r=0.25)), tmp_path)
 
 
 def test_the_processor_goes_along_or_its_absence_is_one_line(tmp_path):
