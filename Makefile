@@ -14,11 +14,14 @@ JOBS ?= 2
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: demo test test-isa test-slow test-peft test-lowest lint card benchmarks gpu clean
+.PHONY: demo autoformer test test-isa test-slow test-peft test-lowest lint card benchmarks gpu clean
 
-demo: $(VENV)/.installed  ## the Autoformer example; DATA=path/to/ETTm2.csv.gz for the real series
-	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output outputs/demo
-	@echo "Table above; figures, models and traces in outputs/demo (ranks.png, results.json)."
+demo: $(VENV)/.installed  ## handwritten digits, dense and OIALR, in about a minute
+	$(KEEP_BUFFERS) $(BIN)/python examples/demo/run.py --output outputs/demo
+
+autoformer: $(VENV)/.installed  ## the Autoformer example; DATA=path/to/ETTm2.csv.gz for the real series
+	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output outputs/autoformer
+	@echo "Table above; figures, models and traces in outputs/autoformer (ranks.png, results.json)."
 
 test: $(VENV)/.installed  ## the suite, about ten minutes on two cores; JOBS=1 to see one test at a time
 	$(PYTEST) -m "not slow"

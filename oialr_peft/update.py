@@ -14,6 +14,7 @@ round travel while the next is computed; `workers.Exchange` does that. One proce
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -78,6 +79,8 @@ def update_bases(
         dropped={name: update.dropped[name] for name in weights if name in update.dropped},
         skipped=[name for name in weights if name in update.skipped],
         trainable_parameters=sum(weight.trainable_size for weight in weights.values()),
+        stored_parameters=sum(weight.stored_size for weight in weights.values()),
+        dense_parameters=sum(math.prod(weight.matrix_shape) for weight in weights.values()),
     )
 
 

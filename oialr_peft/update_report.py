@@ -11,7 +11,8 @@ class UpdateReport:
 
     `ranks` is the rank of every layer after the update, `full_ranks` its min(out, in); `changed` maps the layers whose
     rank fell to [before, after]; `dropped` is, per cut layer, the share of the squared Frobenius norm of its weight
-    that went with the cut. `trainable_parameters` counts those of the OIALR layers alone.
+    that went with the cut. `trainable_parameters` counts those of the OIALR layers alone, `stored_parameters` what
+    `save_compressed` would keep of them, `dense_parameters` what they hold when dense.
     """
 
     step: int
@@ -24,6 +25,8 @@ class UpdateReport:
     dropped: dict[str, float] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     trainable_parameters: int = 0
+    stored_parameters: int = 0
+    dense_parameters: int = 0
 
     def as_dict(self) -> dict:
         """Every field, ready for JSON."""
@@ -39,6 +42,7 @@ class UpdateReport:
             "oialr/layers_cut": len(self.changed),
             "oialr/max_dropped_energy": max(self.dropped.values(), default=0.0),
             "oialr/trainable_parameters": self.trainable_parameters,
+            "oialr/stored_parameters": self.stored_parameters,
             "oialr/update_seconds": self.seconds,
         }
 
@@ -53,6 +57,8 @@ class UpdateReport:
             words.append(f"{len(self.skipped)} left alone for want of an SVD")
         words.append(f"mean rank {logs['oialr/mean_rank']:.4g} of {_mean(self.full_ranks):.4g}")
         words.append(f"{self.trainable_parameters:,} parameters train in them")
+        if self.dense_parameters:
+            words.append(f"compressed they would be {self.stored_parameters / self.dense_parameters:.0%} of dense")
         return f"OIALR update {self.update_number} at step {self.step}: {', '.join(words)} ({self.seconds:.2g} s)"
 
 

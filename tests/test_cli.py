@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import oialr_peft
 from oialr_peft.cli import main
 from tests.conftest import tiny_llama
 
@@ -37,6 +38,27 @@ def test_plan_prints_tables_and_writes_json(folder, capsys, monkeypatch):
     assert plan["ring_factor"] == 1.5
     memory = plan["memory"]
     assert memory.pop("total") == sum(memory.values())
+
+
+def test_inspect_says_what_a_cut_would_save(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    main(["inspect", str(folder)])
+    printed = capsys.readouterr().out
+    rows = {cells[0]: cells[1:] for line in printed.splitlines() if len(cells := line.strip(" │┃").split()) > 3}
+    assert rows["gate_proj"][:4] == ["│", "2", "│", "32x16"]
+    # Two layers of 32 x 16: 4 kB dense, 4 (32 + 16) 2 x 2 at rank 4.
+    assert [cell for cell in rows["gate_proj"] if cell != "│"][2:] == "4.1 kB 19% 3.07 kB 1.54 kB 768 B".split()
+    model = tiny_llama().model  # its config names no class
+    dense = sum(p.numel() for p in model.parameters())
+    ranks = {name: m.weight for name, m in model.named_modules() if name.endswith("proj")}
+    small = dense - sum(w.numel() - min(w.numel(), min(w.shape) // 4 * sum(w.shape)) for w in ranks.values())
+    assert f"{small / dense:.0%} of dense" in printed
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"oialr_peft {oialr_peft.__version__}\n"
 
 
 def test_without_a_speed_one_is_measured(folder, capsys):

@@ -1,12 +1,16 @@
-"""Figures from traces and measurements. The only place that needs matplotlib (extra `plots`)."""
+"""Figures of runs and measurements. The only place that needs matplotlib (extra `plots`)."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..training.trace import read_trace
+from .run import Run
 
 
 def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
@@ -18,27 +22,10 @@ def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
     Raises:
         ValueError: the trace holds no update.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     updates = read_trace(trace)
     if not updates:
         raise ValueError(f"The trace {os.fspath(trace)} holds no update; was the run shorter than the first one?")
-    start = {name: updates[0]["changed"].get(name, [rank])[0] for name, rank in updates[0]["ranks"].items()}
-    full = updates[0].get("full_ranks") or start
-    steps = [0, *(update["step"] for update in updates)]
-    shares = {n: [start[n] / rank, *(u["ranks"][n] / rank for u in updates)] for n, rank in full.items()}
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    for values in shares.values():
-        axes.step(steps, values, where="post", color="0.75", linewidth=0.8)
-    mean = [sum(values) / len(shares) for values in zip(*shares.values(), strict=True)]
-    axes.step(steps, mean, where="post", color="tab:blue", linewidth=2, label=f"mean of {len(shares)} layers")
-    axes.set(xlabel="optimizer step", ylabel="share of the full rank", ylim=(0, 1.05))
-    axes.legend(frameon=False)
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    _save(lambda axes: draw_ranks(axes, updates), out)
 
 
 def plot_stability(path: str | os.PathLike, out: str | os.PathLike) -> None:
@@ -70,4 +57,72 @@ def plot_stability(path: str | os.PathLike, out: str | os.PathLike) -> None:
     right.plot(steps, [point["mean"] for point in points], marker=".")
     right.set(xlabel="optimizer step", ylabel=f"mean of {len(layers)} layers", ylim=(None, 1.0))
     figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+def figure_of(draw: Callable[[Any], None], height: float = 3.0) -> str:
+    """What `draw` puts on axes, as an SVG element that stands in a page."""
+    text = io.StringIO()
+    _save(draw, text, height)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def draw_ranks(axes: Any, updates: list[dict]) -> None:
+    """The rank of every layer, and their mean, as shares of the full rank."""
+    start = {name: updates[0]["changed"].get(name, [rank])[0] for name, rank in updates[0]["ranks"].items()}
+    full = updates[0].get("full_ranks") or start
+    steps = [0, *(update["step"] for update in updates)]
+    shares = {n: [start[n] / rank, *(u["ranks"][n] / rank for u in updates)] for n, rank in full.items()}
+    for values in shares.values():
+        axes.step(steps, values, where="post", color="0.75", linewidth=0.8)
+    mean = [sum(values) / len(shares) for values in zip(*shares.values(), strict=True)]
+    axes.step(steps, mean, where="post", color="tab:blue", linewidth=2, label=f"mean of {len(shares)} layers")
+    axes.set(xlabel="optimizer step", ylabel="share of the full rank", ylim=(0, 1.05))
+    axes.legend(frameon=False)
+
+
+def draw_layers(axes: Any, updates: list[dict]) -> None:
+    """A row per layer in the order of the model, a column per update, dark where the rank is high."""
+    full = updates[0].get("full_ranks") or updates[0]["ranks"]
+    shares = [[update["ranks"][name] / rank for update in updates] for name, rank in full.items()]
+    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.figure.colorbar(image, ax=axes, label="share of the full rank")
+    axes.set_xticks(range(len(updates)), [update["step"] for update in updates], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(full)), list(full), fontsize=7)
+    axes.locator_params(axis="x", nbins=20)
+    axes.set_xlabel("update at optimizer step")
+
+
+def draw_series(axes: Any, run: Run, names: dict[str, str], label: str) -> None:
+    """What was logged under each of these names, with its label in the legend."""
+    for key, name in names.items():
+        steps, values = run.series(key)
+        if steps:
+            axes.plot(steps, values, marker="." if len(steps) < 40 else None, label=name)
+    axes.set(xlabel="optimizer step", ylabel=label, ylim=(min(0, axes.get_ylim()[0]), None))
+    axes.legend(frameon=False)
+
+
+def draw_updates(axes: Any, updates: list[dict]) -> None:
+    """The largest share of a weight's energy that each update dropped, and the seconds that it took."""
+    steps = [update["step"] for update in updates]
+    dropped = [100 * max(update.get("dropped", {}).values(), default=0.0) for update in updates]
+    axes.plot(steps, dropped, marker=".", color="tab:red")
+    axes.set(xlabel="optimizer step", ylim=(0, None))
+    axes.set_ylabel("most energy dropped, % of a layer's", color="tab:red")
+    seconds = axes.twinx()
+    seconds.plot(steps, [update["seconds"] for update in updates], marker=".", color="0.5")
+    seconds.set_ylabel("seconds per update", color="0.5")
+    seconds.set_ylim(0, None)
+
+
+def _save(draw: Callable[[Any], None], out: Any, height: float = 3.5) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
+    draw(axes)
+    figure.savefig(out, dpi=150, format="svg" if isinstance(out, io.StringIO) else None)
     plt.close(figure)

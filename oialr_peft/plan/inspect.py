@@ -1,0 +1,51 @@
+"""What a cut would save, before anything is trained: `oialr inspect MODEL`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from rich.markup import escape
+from rich.table import Table
+
+from ..policy import stored_size
+from .numbers import Architecture
+from .table import short
+from .update import BYTES
+
+
+SHARES = (0.5, 0.25, 0.1)  # ranks that are shown, as shares of the full one
+
+
+def inspect_table(model: Architecture) -> Table:
+    """The layers that `OIALRConfig()` takes, alike ones in a row, and the size of the compressed file at some ranks.
+
+    Sizes are those of float32 files. A layer whose two factors would be no smaller counts as dense.
+    """
+    table = Table(
+        title=f"{escape(model.name)}: {short(BYTES * model.parameters)} in float32",
+        caption="Size of the file that `save_compressed` would write, with all layers at a share of their full rank.",
+        caption_justify="left",
+    )
+    table.add_column("layers", overflow="fold")
+    for heading in ("count", "shape", "dense", "of the model", *(f"at {share:.0%}" for share in SHARES)):
+        table.add_column(heading, justify="right")
+    alike = Counter((name.rpartition(".")[2], shape) for name, shape in model.shapes.items())
+    for (name, shape), count in alike.items():
+        own = count * math.prod(shape)
+        sizes = [count * _size(shape, share) for share in SHARES]
+        table.add_row(escape(name), str(count), "x".join(map(str, shape)), *_cells(own, sizes, model.parameters))
+    rest = model.parameters - sum(map(math.prod, model.shapes.values()))
+    table.add_row("everything else", "", "", *_cells(rest, [rest] * len(SHARES), model.parameters), end_section=True)
+    whole = [rest + sum(_size(shape, share) for shape in model.shapes.values()) for share in SHARES]
+    table.add_row("the whole model", "", "", *_cells(model.parameters, whole, model.parameters))
+    table.add_row("", "", "", "", "", *(f"{size / model.parameters:.0%} of dense" for size in whole))
+    return table
+
+
+def _size(shape: tuple[int, ...], share: float) -> int:
+    return stored_size(shape, max(1, round(share * min(shape[-2:]))))
+
+
+def _cells(dense: int, sizes: list[int], total: int) -> list[str]:
+    return [short(BYTES * dense), f"{dense / total:.0%}", *(short(BYTES * size) for size in sizes)]
