@@ -12,21 +12,28 @@ from digits import Digits, evaluate
 from measure import StepClock, latencies, megabytes
 from peft import get_peft_model
 from show import show
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 from oialr_peft import OIALRCallback, OIALRConfig, save_compressed
 
 
 VIT = ViTConfig(
-    **{"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10},
-    **{"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4},
+    image_size=8,
+    patch_size=4,
+    num_channels=1,
+    num_labels=10,
+    hidden_size=192,
+    intermediate_size=768,
+    num_hidden_layers=4,
+    num_attention_heads=4,
 )
 
 
 def train(method: str, digits: Digits, folder: Path, seed: int, epochs: float) -> dict:
     """Train and save one model; what is shown of it. Both methods have the same start and the same batches."""
     set_seed(seed)
-    model, callbacks = ViTForImageClassification(VIT), [clock := StepClock()]
+    model, clock = ViTForImageClassification(VIT), StepClock()
+    callbacks: list[TrainerCallback] = [clock]
     if method == "OIALR":
         # A fifth of the run at full rank, then a quarter of it. One basis of each weight and all the rest train on.
         model = get_peft_model(model, OIALRConfig(delay=0.2, r=0.25, bases="longer", train_rest=True))
@@ -41,7 +48,10 @@ def train(method: str, digits: Digits, folder: Path, seed: int, epochs: float) -
         warmup_steps=20,
         weight_decay=0.05,
         logging_steps=20,
-        **{"save_strategy": "no", "report_to": "none", "use_cpu": True, "seed": seed},
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        seed=seed,
     )
     trainer = Trainer(model, arguments, train_dataset=digits.train, callbacks=callbacks)
     trainer.train()
@@ -50,7 +60,7 @@ def train(method: str, digits: Digits, folder: Path, seed: int, epochs: float) -
     if method == "OIALR":
         save_compressed(model, folder / "model")  # two factors a layer; needs neither adapter nor base
     else:
-        model.save_pretrained(folder / "model")
+        model.save_pretrained(str(folder / "model"))
     saved = ViTForImageClassification.from_pretrained(folder / "model").eval()
     return {
         "model": saved,
