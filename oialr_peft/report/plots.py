@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..training.trace import read_trace
 from .run import Run
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
