@@ -55,7 +55,7 @@ def write(output: str, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
 def environment() -> dict[str, Any]:
     """Command, versions and hardware, on which figures depend."""
     return {
-        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["python", Path(sys.argv[0]).name, *map(_published, sys.argv[1:])]),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
         "hardware": f"{_processor()}, {torch.get_num_threads()} threads",
     }
@@ -74,6 +74,11 @@ def compile_in_place(model: nn.Module, how: str) -> None:
         model.compile(backend=how)
     elif how:
         model.compile(mode=how)
+
+
+def _published(argument: str) -> str:
+    """A path of this machine says nothing elsewhere: its last part stands for it."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _processor() -> str:

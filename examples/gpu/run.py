@@ -139,6 +139,10 @@ class Run:
 
     def _keep(self, found: dict[str, Any]) -> None:
         seconds, commit = time.monotonic() - self.began, self.parsed.commit or _commit()
+        text = json.dumps(found)
+        for name in ("work", "data"):  # results are published: no paths of a machine
+            text = text.replace(self.places[name], name)
+        found = json.loads(text)
         facts = {"job": self.job.name, "commit": commit, "tiny": self.parsed.tiny, "seconds": seconds}
         target = self.parsed.results / f"{self.job.name}.json"
         target.with_suffix(".draft").write_text(json.dumps({**facts, **found}, indent=1) + "\n")

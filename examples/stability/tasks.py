@@ -77,7 +77,8 @@ def vit(data: Path) -> Task:
     """A ViT of four layers of width 96, patches of 8, on a part of CIFAR-10."""
     images, classes = load_split(data / "cifar10-jpeg", "train", "cpu")
     sizes: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 4}
-    config = ViTConfig(image_size=32, patch_size=8, num_labels=10, num_attention_heads=4, **sizes)
+    sizes |= {"image_size": 32, "patch_size": 8, "num_labels": 10, "num_attention_heads": 4}
+    config = ViTConfig(**sizes)
     return Task(
         "ViT on CIFAR-10", lambda: ViTForImageClassification(config), Images(normalised(images), classes), 5e-4
     )

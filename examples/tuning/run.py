@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import optuna
 import torch
-import transformers
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -27,6 +27,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from oialr_peft import OIALRCallback, OIALRConfig, oialr_search_space
 from oialr_peft.training.search import oialr_fields
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from timing import environment
 
 
 CONTEXT, WIDTH, LAYERS, BATCH = 32, 64, 2, 16
@@ -63,7 +67,7 @@ def splits(path: Path) -> tuple[dict[str, Windows], int]:
 
 
 def make_trainer(
-    parsed: argparse.Namespace, make: Callable[[Any], nn.Module], data: dict[str, Windows], **settings: Any
+    parsed: argparse.Namespace, make: Callable[..., Any], data: dict[str, Windows], **settings: Any
 ) -> Trainer:
     """A Trainer whose models `make` makes from a trial."""
     arguments = TrainingArguments(
@@ -79,7 +83,7 @@ def make_trainer(
         disable_tqdm=True,
         **settings,
     )
-    given = {"train_dataset": data["train"], "eval_dataset": data["validation"]}
+    given: dict[str, Any] = {"train_dataset": data["train"], "eval_dataset": data["validation"]}
     return Trainer(model_init=make, args=arguments, callbacks=[OIALRCallback()], **given)
 
 
@@ -138,25 +142,20 @@ def main() -> None:
         return get_peft_model(model, OIALRConfig(train_rest=True, **fields))  # type: ignore[return-value]
 
     study = search(parsed, lambda trial: make(oialr_fields(trial)), data)
+    rate = {"learning_rate": study.best_params["learning_rate"]}
     states = [trial.state.name for trial in study.trials]
     results = {
-        "command": f"python run.py --text input.txt --trials {parsed.trials} --steps {parsed.steps} --output tuning",
-        "versions": {
-            "optuna": optuna.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        **environment(),
+        "steps": parsed.steps,
         "trials": {state: states.count(state) for state in sorted(set(states))},
         "best of the search": study.best_value,
         "default": judge(parsed, make, data, DEFAULT | DEFAULT_FIELDS),
+        "default but for the tuned learning rate": judge(parsed, make, data, DEFAULT | DEFAULT_FIELDS | rate),
         "tuned": judge(parsed, make, data, study.best_params),
     }
     (parsed.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    for name in ("default", "tuned"):
-        for part in ("validation", "test"):
-            losses = results[name][part]
-            spread = f" ± {stdev(losses):.4f}" if len(losses) > 1 else ""
-            print(f"{name}, {part}: {mean(losses):.4f}{spread}")
+    losses = [f"{mean(results[name]['validation']):.4f}" for name in ("default", "tuned")]
+    print(f"validation loss: {losses[0]} by default, {losses[1]} tuned")
 
 
 if __name__ == "__main__":

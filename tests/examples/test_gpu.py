@@ -71,6 +71,7 @@ def test_a_job_that_is_done_is_not_run_again_and_one_that_fails_says_why(tmp_pat
     found = json.loads((tmp_path / "results" / "layer fp32.json").read_text())
     assert (found["commit"], found["tiny"]) == ("abc", True)
     assert found["hardware"]
+    assert "/" not in found["command"]  # of the machine
     assert found["versions"]["torch"]
     assert json.loads((tmp_path / "results" / "not_measured.json").read_text()) == {
         "wrong": "ValueError: a reason",
