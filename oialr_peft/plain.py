@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from .layer import OIALRLayer
+from .layer import OIALRLayer, adapted_weights, oialr_layers
+from .units import short
+from .weights import AdaptedWeight
 from .workers.saving import gathered
 
 
@@ -57,13 +60,14 @@ class ModelSize:
 
     `dense`: as `merge_and_unload().save_pretrained` writes it; `compressed`: as `save_compressed` does. Part of both,
     and never factorised, are the `embeddings` and all `other` tensors: heads, norms, biases, running statistics,
-    layers that were left alone.
+    layers that were left alone. `each`: the bytes of one stored value of each layer that is factorised.
     """
 
     dense: Amount
     compressed: Amount
     embeddings: Amount
     other: Amount
+    each: dict[str, int]
 
     @property
     def share(self) -> float:
@@ -71,27 +75,45 @@ class ModelSize:
         return self.compressed.values / self.dense.values
 
     @property
-    def rest(self) -> int:
-        """How many values are no layer's that is factorised."""
-        return self.embeddings.values + self.other.values
+    def rest(self) -> Amount:
+        """What is no layer's that is factorised."""
+        return Amount(self.embeddings.values + self.other.values, self.embeddings.bytes + self.other.bytes)
+
+    def with_ranks(self, weights: Mapping[str, AdaptedWeight]) -> ModelSize:
+        """The size at the ranks that the weights, by the names of their layers, have now."""
+        compressed = self.rest
+        for name, weight in weights.items():
+            compressed = compressed.plus(weight.stored_size, self.each[name])
+        return replace(self, compressed=compressed)
+
+    def __str__(self) -> str:
+        compressed, dense, embeddings, other = (
+            short(amount.bytes) for amount in (self.compressed, self.dense, self.embeddings, self.other)
+        )
+        return (
+            f"{compressed} compressed, {self.share:.1%} of the dense model's {dense}; in both {embeddings} of "
+            f"embeddings and {other} of all else that is not factorised"
+        )
 
 
 def model_size(model: nn.Module) -> ModelSize:
     """The size of a model with its active adapter, from shapes alone; also wrapped, or sharded over processes."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, OIALRLayer)}
-    state, weights = model.state_dict(keep_vars=True), {f"{name}.base_layer.weight" for name in layers}
-    rest = {id(state[key]): key for key in plain_names(model) if key not in weights}
+    state, weights = model.state_dict(keep_vars=True), adapted_weights(model)
+    wrapped = {f"{n}.base_layer.weight" for n, module in model.named_modules() if isinstance(module, OIALRLayer)}
+    rest = {id(state[key]): key for key in plain_names(model) if key not in wrapped}
     embeddings = other = Amount(0, 0)
     for key in rest.values():
-        tensor = state[key]
+        count, each = state[key].numel(), state[key].element_size()
         if isinstance(model.get_submodule(key.rpartition(".")[0]), nn.Embedding):
-            embeddings = embeddings.plus(tensor.numel(), tensor.element_size())
+            embeddings = embeddings.plus(count, each)
         else:
-            other = other.plus(tensor.numel(), tensor.element_size())
-    dense = compressed = Amount(*map(sum, zip(embeddings, other, strict=True)))
-    for layer in layers.values():
-        each, full = layer.base_weight.element_size(), math.prod(layer.matrix_shape)
-        active = next((layer.weights[name] for name in layer.active_adapters if name in layer.weights), None)
-        dense = dense.plus(full, each)
-        compressed = compressed.plus(full if active is None else active.stored_size, each)
-    return ModelSize(dense, compressed, embeddings, other)
+            other = other.plus(count, each)
+    layers = oialr_layers(model)
+    for name, layer in layers.items():
+        if name not in weights:  # another adapter's alone
+            other = other.plus(math.prod(layer.matrix_shape), layer.base_weight.element_size())
+    each = {name: layers[name].base_weight.element_size() for name in weights}
+    dense = Amount(embeddings.values + other.values, embeddings.bytes + other.bytes)
+    for name, weight in weights.items():
+        dense = dense.plus(math.prod(weight.matrix_shape), each[name])
+    return ModelSize(dense, dense, embeddings, other, each).with_ranks(weights)

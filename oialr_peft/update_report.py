@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from .units import short
+
 
 @dataclass(frozen=True)
 class UpdateReport:
@@ -12,7 +14,8 @@ class UpdateReport:
     `ranks` is the rank of every layer after the update, `full_ranks` its min(out, in); `changed` maps the layers whose
     rank fell to [before, after]; `dropped` is, per cut layer, the share of the squared Frobenius norm of its weight
     that went with the cut. `trainable_parameters` counts those of the OIALR layers alone, `stored_parameters` what
-    `save_compressed` would keep of them, `dense_parameters` what they hold when dense.
+    `save_compressed` would keep of them, `dense_parameters` what they hold when dense. `compressed_bytes` is the whole
+    model as `save_compressed` would write it now, `dense_bytes` its dense self.
     """
 
     step: int
@@ -27,6 +30,8 @@ class UpdateReport:
     trainable_parameters: int = 0
     stored_parameters: int = 0
     dense_parameters: int = 0
+    compressed_bytes: int = 0
+    dense_bytes: int = 0
 
     def as_dict(self) -> dict:
         """Every field, ready for JSON."""
@@ -43,6 +48,8 @@ class UpdateReport:
             "oialr/max_dropped_energy": max(self.dropped.values(), default=0.0),
             "oialr/trainable_parameters": self.trainable_parameters,
             "oialr/stored_parameters": self.stored_parameters,
+            "oialr/compressed_bytes": self.compressed_bytes,
+            "oialr/compressed_share": self.compressed_bytes / max(1, self.dense_bytes),
             "oialr/update_seconds": self.seconds,
         }
 
@@ -57,8 +64,9 @@ class UpdateReport:
             words.append(f"{len(self.skipped)} left alone for want of an SVD")
         words.append(f"mean rank {logs['oialr/mean_rank']:.4g} of {_mean(self.full_ranks):.4g}")
         words.append(f"{self.trainable_parameters:,} parameters train in them")
-        if self.dense_parameters:
-            words.append(f"compressed they would be {self.stored_parameters / self.dense_parameters:.0%} of dense")
+        if self.dense_bytes:
+            share = f"{logs['oialr/compressed_share']:.0%} of dense"
+            words.append(f"the whole model compressed is {short(self.compressed_bytes)}, {share}")
         return f"OIALR update {self.update_number} at step {self.step}: {', '.join(words)} ({self.seconds:.2g} s)"
 
 

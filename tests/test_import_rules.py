@@ -11,7 +11,8 @@ import oialr_peft
 PACKAGE = Path(oialr_peft.__file__).parent
 LEVELS = {
     "errors": 0,
-    "update_report": 0,
+    "update_report": 1,
+    "units": 0,
     "memory": 0,
     "files": 0,
     "linalg": 0,

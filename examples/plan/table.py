@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from oialr_peft.plan.numbers import Architecture, Plan, architecture, meta_model, plan_run
-from oialr_peft.plan.table import short
 from oialr_peft.plan.update import SVD_FLOPS, UpdatePlan
+from oialr_peft.units import short
 
 
 FOLDER = Path(__file__).parent

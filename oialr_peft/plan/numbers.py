@@ -12,6 +12,7 @@ from torch import nn
 from ..config import OIALRConfig
 from ..layer import adapted_weights
 from ..linalg import factored_size
+from ..policy import stored_size
 from ..tuner.model import OIALRModel
 from ..tuner.rules import initial_rank
 from .update import BYTES, Shape, UpdatePlan, plan_update
@@ -19,13 +20,14 @@ from .update import BYTES, Shape, UpdatePlan, plan_update
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a plan needs to know of a model: the matrix shape of every layer that OIALRConfig() targets, and how many
-    values the dense model holds and trains."""
+    """What a plan needs to know of a model: the matrix shape of every layer that OIALRConfig() targets, how many
+    values the dense model holds and trains, and how many of them are embeddings."""
 
     name: str
     shapes: dict[str, Shape]
     parameters: int
     trainable: int
+    embeddings: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Plan:
     """A run of the model on `processes`, each layer at the share `rank` of its full rank, in float32.
 
     `from_scratch`: as with OIALRConfig(delay=..., train_rest=True), else as with OIALRConfig(). `factorisation` is at
-    full rank, before any cut; `update` has all layers due and cuts nothing. `step_bytes` are the gradients reduced per
+    full rank, before any cut; `update` has all layers due and cuts nothing. `compressed` are the parameters that
+    `save_compressed` writes at that rank, of them `embeddings`. `step_bytes` are the gradients reduced per
     step, `dense_step_bytes` those of the dense model.
     """
 
@@ -66,6 +69,8 @@ class Plan:
     trainable: int
     factorisation: UpdatePlan
     update: UpdatePlan
+    compressed: int
+    embeddings: int
     step_bytes: int
     dense_step_bytes: int
     memory: MemoryPlan
@@ -117,7 +122,8 @@ def architecture(model: nn.Module, name: str) -> Architecture:
     # A delay, because meta weights cannot be factorised; which layers are chosen does not depend on it.
     tuner = OIALRModel(model, OIALRConfig(delay=1), "default")
     shapes = {name: weight.matrix_shape for name, weight in adapted_weights(tuner.model).items()}
-    return Architecture(name, shapes, sizes[True] + sizes[False], sizes[True])
+    embeddings = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    return Architecture(name, shapes, sizes[True] + sizes[False], sizes[True], sum(embeddings.values()))
 
 
 def plan_run(
@@ -161,6 +167,10 @@ def plan_run(
         # Without a delay the layers are factorised at injection, by every process for itself.
         factorisation=plan_update(shapes, full, processes if from_scratch else 1, svd_gflops, dense=True),
         update=plan_update(sigmas, ranks, processes, svd_gflops),
+        compressed=dense.parameters
+        - sum(map(math.prod, shapes))
+        + sum(stored_size(shape, r) for shape, r in zip(shapes, ranks, strict=True)),
+        embeddings=dense.embeddings,
         step_bytes=BYTES * trainable if processes > 1 else 0,
         dense_step_bytes=BYTES * dense.trainable if processes > 1 else 0,
         memory=_memory(dense.parameters - targeted, factors, trainable, processes),

@@ -6,21 +6,14 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from ..units import short
 from .numbers import Plan
-from .update import SVD_FLOPS, UpdatePlan
+from .update import BYTES, SVD_FLOPS, UpdatePlan
 
 
 def plan_table(plan: Plan) -> Group:
     """The tables of a plan, for rich's `print`."""
     return Group(_svds(plan), _traffic(plan), _memory(plan))
-
-
-def short(count: float, unit: str = "B") -> str:
-    """A count with a decimal prefix: 12.3 MB."""
-    prefixes = ["", "k", "M", "G", "T", "P"]
-    while count >= 999.5 and len(prefixes) > 1:
-        count, prefixes = count / 1000, prefixes[1:]
-    return f"{count:.3g} {prefixes[0]}{unit}"
 
 
 def _svds(plan: Plan) -> Table:
@@ -88,6 +81,11 @@ def _memory(plan: Plan) -> Table:
     names = ("weights", "factors", "gradients", "buckets", "moments", "total")
     for heading in names:
         table.add_column(heading, justify="right")
+    size, embeddings = BYTES * plan.compressed, BYTES * plan.embeddings
+    table.caption = (
+        f"{table.caption} In a file, compressed: {short(size)}, {plan.compressed / plan.parameters:.0%} of the dense "
+        f"model's {short(BYTES * plan.parameters)}, of it embeddings {short(embeddings)}."
+    )
     for label, memory in ((f"OIALR at {plan.rank:.0%} rank", plan.memory), ("dense", plan.dense_memory)):
         table.add_row(label, *(short(getattr(memory, name)) for name in names))
     return table

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..layer import adapted_weights, oialr_layers
 from ..linalg import forward_multiplications
+from ..plain import ModelSize, model_size
 from ..weights import AdaptedWeight
 
 
@@ -22,7 +23,8 @@ class LayerReport:
     """One layer: its parameters, bytes and forward FLOPs (two per multiplication) per input row or, of a convolution,
     per output position, biases apart.
 
-    What counts as held: u, sigma and vh, or the dense weight; and the dense base weight where it is kept.
+    What counts as held: u, sigma and vh, or the dense weight; and the dense base weight where it is kept. `compressed`
+    are the parameters that `save_compressed` would write: two factors, or the dense weight where that is less.
     """
 
     name: str
@@ -32,6 +34,7 @@ class LayerReport:
     parameters: int
     bytes: int
     flops: int
+    compressed: int
     dense_parameters: int
     dense_bytes: int
     dense_flops: int
@@ -40,16 +43,18 @@ class LayerReport:
 @dataclass(frozen=True)
 class RankReport:
     """`layers`: a LayerReport for each targeted layer; `trainable` and `total`: parameters of the whole model, where
-    total counts everything held: weights, frozen factors and, where kept, dense base weights."""
+    total counts everything held: weights, frozen factors and, where kept, dense base weights; `size`: of the whole
+    model in files, dense and compressed, with its embeddings."""
 
     layers: list[LayerReport]
     trainable: int
     total: int
+    size: ModelSize
 
     def __str__(self) -> str:
         table = Table(title="OIALR ranks", caption=self._caption(), caption_justify="left")
         table.add_column("layer", overflow="fold")
-        for heading in ("shape", "rank", "trainable", "held", "of dense", "FLOPs of dense"):
+        for heading in ("shape", "rank", "trainable", "held", "of dense", "compressed", "FLOPs of dense"):
             table.add_column(heading, justify="right")
         for layer in self.layers:
             table.add_row(
@@ -59,6 +64,7 @@ class RankReport:
                 f"{layer.trainable:,}",
                 f"{layer.parameters:,}",
                 f"{layer.parameters / layer.dense_parameters:.0%}",
+                f"{layer.compressed / layer.dense_parameters:.0%}",
                 f"{layer.flops / layer.dense_flops:.0%}",
             )
         text = io.StringIO()
@@ -69,7 +75,7 @@ class RankReport:
         held, dense = sum(x.parameters for x in self.layers), sum(x.dense_parameters for x in self.layers)
         return (
             f"{len(self.layers)} layers hold {held:,} parameters, {held / dense:.0%} of dense; the model trains "
-            f"{self.trainable:,} of {self.total:,}"
+            f"{self.trainable:,} of {self.total:,}\nin files: {self.size}"
         )
 
 
@@ -87,6 +93,7 @@ def rank_report(model: nn.Module) -> RankReport:
         layers=[_layer_report(name, weight, layers[name].base_weight) for name, weight in weights.items()],
         trainable=sum(t.numel() for t in tensors if t.requires_grad),
         total=sum(t.numel() for t in tensors),
+        size=model_size(model),
     )
 
 
@@ -105,6 +112,7 @@ def _layer_report(name: str, weight: AdaptedWeight, base: torch.Tensor) -> Layer
         parameters=own + base.numel(),
         bytes=own * weight.core.element_size() + base.numel() * base.element_size(),
         flops=2 * count * multiplications,
+        compressed=weight.stored_size,
         dense_parameters=count * rows * cols,
         dense_bytes=count * rows * cols * base.element_size(),
         dense_flops=2 * count * rows * cols,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import OIALRConfig
+from ..plain import ModelSize
 from ..policy import Schedule
 from ..update_report import UpdateReport
 from ..weights import AdaptedWeight
@@ -67,16 +68,17 @@ def large_drop(report: UpdateReport, config: OIALRConfig) -> str | None:
     )
 
 
-def at_full_rank(weights: Weights, config: OIALRConfig) -> str | None:
-    """Half of the layers or more end at their full rank although cuts were wanted, so little or nothing is smaller."""
-    full = [name for name, w in weights.items() if w.is_factored and w.rank == w.full_rank]
+def no_smaller(weights: Weights, config: OIALRConfig) -> str | None:
+    """Half of the layers or more end no smaller than dense though cuts were wanted, so little or nothing is saved."""
+    large = [name for name, w in weights.items() if w.is_factored and not w.pair_is_smaller]
     wanted = config.sigma_cutoff and config.max_cut and config.target_size is None
-    if 2 * len(full) < len(weights) or not full or not wanted:
+    if 2 * len(large) < len(weights) or not large or not wanted:
         return None
+    full = sum(weights[name].rank == weights[name].full_rank for name in large)
     return (
-        f"{len(full)} of {len(weights)} OIALR layers end at their full rank, {_named(full)}, and are no smaller than "
-        f"dense ones. Raise `sigma_cutoff` (now {config.sigma_cutoff:g}), lower `update_interval` (now "
-        f"{config.update_interval}), train longer, or start lower, with `r=0.25` for instance."
+        f"{len(large)} of {len(weights)} OIALR layers end no smaller than dense ones, {_named(large)}, {full} of them "
+        "at full rank: two factors save something below about half of it only. Ask for a size, `target_size=0.6` for "
+        f"instance, raise `sigma_cutoff` (now {config.sigma_cutoff:g}), train longer, or start lower, with `r=0.25`."
     )
 
 
@@ -106,18 +108,17 @@ def rank_or_dense(weights: Weights) -> dict[str, int | None]:
     return {name: weight.rank if weight.is_factored else None for name, weight in weights.items()}
 
 
-def summary(weights: Weights, steps: int) -> str:
-    """How a run ended, in two sentences."""
+def summary(weights: Weights, size: ModelSize, steps: int) -> str:
+    """How a run ended, in three sentences."""
     ranks, full = [w.rank for w in weights.values()], [w.full_rank for w in weights.values()]
-    sizes = [math.prod(w.matrix_shape) for w in weights.values()]
+    dense = sum(math.prod(w.matrix_shape) for w in weights.values())
     held = sum(weight.held_size for weight in weights.values())
-    compressed, dense = sum(w.stored_size for w in weights.values()), sum(sizes)
     trained = sum(w.trainable_size for w in weights.values())
     return (
         f"OIALR after {steps} optimizer steps: {sum(r < f for r, f in zip(ranks, full, strict=True))} of "
         f"{len(ranks)} layers are below their full rank, mean rank {sum(ranks) / len(ranks):.4g} of "
-        f"{sum(full) / len(full):.4g}. Of their {dense:,} dense parameters the adapter holds {held / dense:.0%}, "
-        f"{trained / dense:.0%} train, and `save_compressed` would keep {compressed / dense:.0%}."
+        f"{sum(full) / len(full):.4g}. Of their {dense:,} dense parameters the adapter holds {held / dense:.0%} and "
+        f"{trained / dense:.0%} train. `save_compressed` would write {size}."
     )
 
 

@@ -20,16 +20,16 @@ TOLERANCE = 0.01  # of the size that was asked for
 
 def policies_for(
     model: nn.Module, config: OIALRConfig, weights: Weights, total_steps: int | None
-) -> tuple[Policies, ModelSize | None]:
-    """The decisions of a run, and the size of the model where it is to reach one.
+) -> tuple[Policies, ModelSize]:
+    """The decisions of a run, and the size of the model.
 
     Raises:
         ValueError: the size cannot be reached; it names the least one, and what makes it up.
     """
-    if config.target_size is None:
-        return config.policies(total_steps), None
     size = model_size(model)
-    policies = config.policies(total_steps, size.rest)
+    policies = config.policies(total_steps, size.rest.values)
+    if config.target_size is None:
+        return policies, size
     if total_steps is not None and policies.schedule.first > total_steps:
         raise ValueError(
             f"`target_size={config.target_size}` cannot be reached: this run ends at optimizer step {total_steps}, "
@@ -44,7 +44,7 @@ def policies_for(
 def _refuse_below_floor(rule: TargetSize, size: ModelSize, weights: Weights) -> None:
     facts = {name: weight.facts for name, weight in weights.items()}
     layers = rule.floor(facts)
-    floor, dense = size.rest + sum(layers.values()), size.dense.values
+    floor, dense = size.rest.values + sum(layers.values()), size.dense.values
     if floor <= rule.values(facts):
         return
     kept = [name for name, values in layers.items() if values == math.prod(facts[name].shape)]
@@ -60,12 +60,12 @@ def _refuse_below_floor(rule: TargetSize, size: ModelSize, weights: Weights) -> 
     )
 
 
-def starts_below(size: ModelSize | None, config: OIALRConfig, weights: Weights) -> str | None:
+def starts_below(size: ModelSize, config: OIALRConfig, weights: Weights) -> str | None:
     """The ranks that a run starts with leave the model smaller than it is to become."""
-    if size is None or config.target_size is None:
+    if config.target_size is None:
         return None
     ranks = {n: w.rank if w.is_factored else initial_rank(n, w.full_rank, config) for n, w in weights.items()}
-    values = size.rest + sum(stored_size(w.matrix_shape, ranks[name]) for name, w in weights.items())
+    values = size.rest.values + sum(stored_size(w.matrix_shape, ranks[name]) for name, w in weights.items())
     if values >= (1 - TOLERANCE) * config.target_size * size.dense.values:
         return None
     return (
@@ -74,11 +74,11 @@ def starts_below(size: ModelSize | None, config: OIALRConfig, weights: Weights) 
     )
 
 
-def missed(size: ModelSize | None, config: OIALRConfig, weights: Weights, policies: Policies, step: int) -> str | None:
+def missed(size: ModelSize, config: OIALRConfig, weights: Weights, policies: Policies, step: int) -> str | None:
     """The run ended above the size that was asked for."""
-    if size is None or config.target_size is None or not isinstance(policies.ranks, TargetSize):
+    if config.target_size is None or not isinstance(policies.ranks, TargetSize):
         return None
-    share = (size.rest + sum(weight.stored_size for weight in weights.values())) / size.dense.values
+    share = size.with_ranks(weights).share
     if share <= (1 + TOLERANCE) * config.target_size:
         return None
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -150,6 +151,8 @@ class OIALRUpdater:
             report = update_bases(
                 self.weights, self.config, self.policies, self.carrier, workers, step=self.steps, update_number=number
             )
+        size = self._size.with_ranks(self.weights)
+        report = replace(report, compressed_bytes=size.compressed.bytes, dense_bytes=size.dense.bytes)
         self._step_scale.refresh()
         if report.factorised or report.changed:
             self.parallel.after_update()
@@ -195,10 +198,10 @@ class OIALRUpdater:
         self._averages.follow(average)
 
     def summary(self) -> str:
-        """How the run went, in two sentences; warns where half of the layers or more are still at full rank."""
-        self._warn_once("full rank", notices.at_full_rank(self.weights, self.config))
+        """How the run went, in three sentences; warns where half of the layers or more are no smaller than dense."""
+        self._warn_once("no smaller", notices.no_smaller(self.weights, self.config))
         self._warn_once("missed", target.missed(self._size, self.config, self.weights, self.policies, self.steps))
-        return notices.summary(self.weights, self.steps)
+        return notices.summary(self.weights, self._size.with_ranks(self.weights), self.steps)
 
     def _warn_once(self, kind: str, message: str | None) -> None:
         if message is not None and kind not in self._warned:

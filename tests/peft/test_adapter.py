@@ -241,6 +241,9 @@ def test_rank_report(mlp):
     assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert "middle" in str(report)
     assert "3 layers hold" in str(report)
+    assert middle.compressed == 6 * (24 + 24)
+    assert report.size.compressed.bytes < report.size.dense.bytes == 4 * sum(p.numel() for p in MLP().parameters())
+    assert "in files: " in str(report)
     with pytest.raises(TypeError, match="no active OIALR adapter"):
         rank_report(MLP())
 

@@ -8,10 +8,11 @@ import transformers
 from peft import get_peft_model
 
 from oialr_peft import OIALRConfig
+from oialr_peft.plain import model_size
 from oialr_peft.plan.numbers import architecture, meta_model, plan_run
 from oialr_peft.plan.speed import measure_svd_gflops
-from oialr_peft.plan.table import short
 from oialr_peft.plan.update import SVD_FLOPS, plan_update
+from oialr_peft.units import short
 from oialr_peft.workers.plan import SvdTask, assign_owners, rounds
 from tests.conftest import MODELS, tiny_bert, tiny_llama
 from tests.workers.launch import results, torchrun
@@ -143,3 +144,11 @@ def test_counts_are_shown_with_decimal_prefixes():
         "8.03 GB",
         "2.5 TB",
     ]
+
+
+def test_a_plan_foresees_the_compressed_file():
+    model = get_peft_model(tiny_llama(), OIALRConfig(r=0.25))
+    size, found = model_size(model), plan(rank=0.25)
+    assert found.compressed == size.compressed.values
+    assert found.parameters == size.dense.values
+    assert found.embeddings == size.embeddings.values == 48 * 16

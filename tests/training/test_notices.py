@@ -101,7 +101,7 @@ def test_layers_still_at_full_rank_at_the_end_are_told(cutoff, capsys, tmp_path)
         warnings.simplefilter("always", OIALRWarning)
         trainer(str(tmp_path), settings=settings, max_steps=6).train()
     messages = [str(w.message) for w in caught if w.category is OIALRWarning]
-    assert [m.startswith("14 of 14 OIALR layers end at their full rank") for m in messages] == [True] * bool(cutoff)
+    assert [m.startswith("14 of 14 OIALR layers end no smaller than dense") for m in messages] == [True] * bool(cutoff)
     out = capsys.readouterr().out
     assert "OIALR after 6 optimizer steps: 0 of 14 layers are below their full rank" in out
 

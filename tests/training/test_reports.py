@@ -5,6 +5,7 @@ import torch
 from peft import get_peft_model
 
 from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft.units import short
 from tests.conftest import MLP
 
 
@@ -47,3 +48,19 @@ def test_a_report_is_one_line_in_words():
     assert "\n" not in line
     assert line.startswith("OIALR update 1 at step 1: cut 3 of 3 layers, at most ")
     assert f"mean rank {sum(report.ranks.values()) / 3:.4g} of 17.33" in line
+
+
+def test_size_is_one_number_of_the_whole_model_in_the_report_the_logs_and_the_summary():
+    """Three layers of 288, 576 and 384 weights, and a head and biases of 124 values that stay."""
+    updater, report = updated(sigma_cutoff=0.0, r=0.25)
+    stored = sum(
+        min(r * (sum(w.matrix_shape)), w.matrix_shape[0] * w.matrix_shape[1])
+        for r, w in ((report.ranks[name], weight) for name, weight in updater.weights.items())
+    )
+    dense = sum(parameter.numel() for parameter in MLP().parameters())
+    rest = dense - 288 - 576 - 384
+    assert (report.compressed_bytes, report.dense_bytes) == (4 * (stored + rest), 4 * dense)
+    share = report.as_logs()["oialr/compressed_share"]
+    assert share == (stored + rest) / dense
+    assert f"compressed {short(report.compressed_bytes)}, {share:.0%} of dense" in str(report)
+    assert f"would write {short(report.compressed_bytes)} compressed, {share:.1%} of the dense" in updater.summary()
