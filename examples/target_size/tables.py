@@ -51,8 +51,8 @@ def verdict(tasks: list[dict[str, Any]]) -> str:
         for ours, theirs in zip(*(_losses(task, rule) for rule in ("target_size", "uniform")), strict=True)
     ]
     return (
-        f"Read: chosen together, ranks ended ahead of the cutoff per layer in {ahead} of {len(pairs)} pairs of one seed, "
-        f"and ahead of the same share everywhere in {sum(uniform)} of {len(uniform)}."
+        f"Read: chosen together, ranks ended ahead of the cutoff per layer in {ahead} of {len(pairs)} pairs of one "
+        f"seed,\nand ahead of the same share everywhere in {sum(uniform)} of {len(uniform)}."
     )
 
 

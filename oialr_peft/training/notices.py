@@ -59,12 +59,16 @@ def large_drop(report: UpdateReport, config: OIALRConfig) -> str | None:
         return None
     worst = max(large, key=large.__getitem__)
     before, after = report.changed[worst]
+    ways = (
+        "`sigma_cutoff` is a share of the largest singular value, so one outlier makes all others look small. Lower "
+        f"`sigma_cutoff` (now {config.sigma_cutoff:g}) or `max_cut` (now {config.max_cut:g})."
+        if config.target_size is None
+        else f"`target_size={config.target_size}` asks for it. Update more often, train longer, or ask for more."
+    )
     return (
         f"The OIALR update at step {report.step} dropped more than {LARGE_DROP:.0%} of the energy (squared norm) of "
-        f"{len(large)} layers, most of '{worst}': {large[worst]:.0%}, rank {before} to {after}. `sigma_cutoff` is a "
-        "share of the largest singular value, so one outlier makes all others look small. Lower `sigma_cutoff` (now "
-        f"{config.sigma_cutoff:g}) or `max_cut` (now {config.max_cut:g}). Later cuts are in the logs as "
-        "`oialr/max_dropped_energy`."
+        f"{len(large)} layers, most of '{worst}': {large[worst]:.0%}, rank {before} to {after}. {ways} Later cuts are "
+        "in the logs as `oialr/max_dropped_energy`."
     )
 
 

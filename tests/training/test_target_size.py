@@ -180,6 +180,14 @@ def test_the_layer_that_the_loss_feels_less_is_cut_further():
     assert ranks["felt"] > ranks["faint"] + 4
 
 
+def test_a_cut_that_takes_much_names_the_size_and_not_the_cutoff():
+    updater = start(target_size=0.3, update_interval=1, total_steps=3)
+    updater.optimizer.step()
+    with pytest.warns(OIALRWarning, match=r"more than 20% of the energy .* `target_size=0.3` asks for it"):
+        for _ in range(2):
+            updater.step()
+
+
 @pytest.mark.slow
 def test_resume_reaches_the_same_ranks(tmp_path):
     settings = {"sigma_cutoff": 0.1, "layer_step": 0.1, "update_interval": 2, "target_size": 0.5}
