@@ -62,5 +62,5 @@ def test_size_is_one_number_of_the_whole_model_in_the_report_the_logs_and_the_su
     assert (report.compressed_bytes, report.dense_bytes) == (4 * (stored + rest), 4 * dense)
     share = report.as_logs()["oialr/compressed_share"]
     assert share == (stored + rest) / dense
-    assert f"compressed {short(report.compressed_bytes)}, {share:.0%} of dense" in str(report)
+    assert f"the whole model compressed is {short(report.compressed_bytes)}, {share:.0%} of dense" in str(report)
     assert f"would write {short(report.compressed_bytes)} compressed, {share:.1%} of the dense" in updater.summary()
