@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from peft import get_peft_model
 from torch import nn
 
@@ -195,3 +196,15 @@ def test_refusals_come_before_the_model_is_touched(mlp, change, kwargs, words):
     with pytest.raises(ValueError, match=words):
         get_peft_model(mlp, OIALRConfig(**kwargs))
     assert [type(module) for module in mlp.modules()] == before
+
+
+def test_the_flatten_head_of_a_forecaster_is_left_alone_unless_it_is_named():
+    """The pattern is that of docs/layers.md."""
+    sizes = {"num_input_channels": 2, "d_model": 16, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"context_length": 64, "prediction_length": 8, "patch_length": 4, "patch_stride": 2}
+    config = transformers.PatchTSTConfig(pooling_type=None, **sizes)
+    by_rule = get_peft_model(transformers.PatchTSTForPrediction(config), OIALRConfig(delay=5))
+    assert "head.projection (output head)" in str(by_rule.base_model.selection)
+    pattern = r".*(_proj|ff\.[03]|head\.projection)"
+    named = get_peft_model(transformers.PatchTSTForPrediction(config), OIALRConfig(delay=5, target_modules=pattern))
+    assert set(named.base_model.ranks()) == {*by_rule.base_model.ranks(), "head.projection"}
