@@ -36,6 +36,7 @@ def install_guard() -> None:
     """Teach transformers' configs the guard; safe to call again."""
     patch(PretrainedConfig, "from_dict", _read)
     patch(PretrainedConfig, "to_dict", _write)
+    patch(PretrainedConfig, "to_diff_dict", _write_file)
 
 
 def _read(original: Callable, cls: type, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -49,10 +50,18 @@ def _read(original: Callable, cls: type, config_dict: dict[str, Any], **kwargs: 
 def _write(original: Callable, config: PretrainedConfig) -> dict[str, Any]:
     output = original(config)
     if is_compressed(output.get("quantization_config")):
-        output |= dict.fromkeys(KEYS, WORDS)
+        output["transformers_weights"] = WORDS
         record = dict(output["quantization_config"])
         record.pop("files", None)  # of the files that were read, not of those that come with this config
         output["quantization_config"] = record
+    return output
+
+
+def _write_file(original: Callable, config: PretrainedConfig) -> dict[str, Any]:
+    """All words. transformers reads each field that `to_dict` names here, and `torch_dtype` warns when read."""
+    output = original(config)
+    if is_compressed(output.get("quantization_config")):
+        output |= dict.fromkeys(KEYS, WORDS)
     return output
 
 

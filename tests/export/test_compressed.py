@@ -272,3 +272,14 @@ def test_bad_calls(tmp_path):
     with pytest.raises(TypeError, match="writes transformers models; got MLP"):
         save_compressed(get_peft_model(MLP(), OIALRConfig(r=2)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_saving_and_loading_say_nothing_of_deprecated_fields(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        transformers.configuration_utils.logger, "warning_once", lambda *words, **_: said.append(words)
+    )
+    compressed(tiny_bert(), tmp_path)
+    AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert said == []
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == WORDS
