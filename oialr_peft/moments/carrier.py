@@ -66,9 +66,9 @@ class MomentCarrier:
     def squared_gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
         """The mean square of each entry's gradient, in the shape of `parameter`; None where the optimizer keeps none,
         or does not carry it along."""
-        state = self.optimizer.state.get(parameter)
-        kinds = self._kinds(state) if state and self.policy == "rotate" else None
-        squares = [state[key] for key in state or {} if (kinds or {}).get(key) in ("second", "centred")]
+        state = self.optimizer.state.get(parameter) or {}
+        kinds = (self._kinds(state) if state and self.policy == "rotate" else None) or {}
+        squares = [value for key, value in state.items() if kinds.get(key) in ("second", "centred")]
         whole = [value for value in squares if value.shape == parameter.shape and not is_sharded(value)]
         return whole[0] if whole else None
 

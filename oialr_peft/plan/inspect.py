@@ -36,7 +36,9 @@ def inspect_table(model: Architecture) -> Table:
         sizes = [count * _size(shape, share) for share in SHARES]
         table.add_row(escape(name), str(count), "x".join(map(str, shape)), *_cells(own, sizes, model.parameters))
     rest = model.parameters - sum(map(math.prod, model.shapes.values()))
-    table.add_row("the rest", "", "", *_cells(rest, [rest] * len(SHARES), model.parameters), end_section=True)
+    for name, values in (("embeddings", model.embeddings), ("the rest", rest - model.embeddings)):
+        last = name == "the rest"
+        table.add_row(name, "", "", *_cells(values, [values] * len(SHARES), model.parameters), end_section=last)
     whole = [rest + sum(_size(shape, share) for shape in model.shapes.values()) for share in SHARES]
     table.add_row("all", "", "", *_cells(model.parameters, whole, model.parameters))
     table.add_row("", "", "", "", "", *(f"{size / model.parameters:.0%} of dense" for size in whole))
