@@ -12,7 +12,6 @@ from transformers.quantizers.base import HfQuantizer
 
 from ..compat.reads import reads_weight
 from ..kinds import MultiheadAttention, leave_fast_path
-from .files import check_entries, check_hashes, read_headers
 from .modules import Factored, factored_like, full_rank, has_factored_form, plain_like
 from .record import FORMAT_VERSION, CompressedConfig
 
@@ -37,6 +36,8 @@ class CompressedQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        from .files import check_entries, check_hashes, read_headers  # on first use: importing the package needs none
+
         files = kwargs.get("checkpoint_files")
         entries = read_headers(files)
         shape_like(model, self.quantization_config)

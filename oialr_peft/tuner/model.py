@@ -21,7 +21,6 @@ from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
 from ..weights import form_of
-from ..workers.saving import gathered
 from .start import starting_weight
 from .targets import TargetSelection, select_targets, uncovered_share, with_target
 from .together import shared_starts
@@ -211,6 +210,7 @@ class OIALRModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         """The adapter's tensors and BatchNorm's, with `train_rest` all the rest; notes the ranks in the config."""
         from ..checkpoint.rest import cut_to_live, rest_keys, running_statistics  # on first use, as below
+        from ..workers.saving import gathered
 
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         others = rest_keys if config.train_rest else running_statistics
