@@ -48,8 +48,8 @@ class Pictures:
         self.held_out = _read(data / "cifar10-jpeg" / "test.parquet", 2_000)
 
     def model(self) -> nn.Module:
-        size = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
-        return ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=10, **size))
+        size: Any = {"image_size": 32, "patch_size": 8, "num_labels": 10, "hidden_size": 96, "intermediate_size": 384}
+        return ViTForImageClassification(ViTConfig(**size, num_hidden_layers=3, num_attention_heads=4))
 
     def batches(self, seed: int) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(1000 + seed)
