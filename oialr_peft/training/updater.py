@@ -49,13 +49,14 @@ class OIALRUpdater:
         optimizer: the optimizer that trains it, also as wrapped by Accelerate. Parameters keep their identity through
             every update, so parameter groups, schedulers and wrappers stay valid.
         total_steps: the optimizer steps of the whole run, where they are known; default `None`. With them a run that
-            is too short for every layer to come due says so before step 1.
+            is too short for every layer to come due says so before step 1; `target_size` and shares need them.
         check: on several processes, compare ranks, factors and moments after every update and stop where they differ.
             Default `False`; it costs a hash of all factors. For hunting faults.
 
     Raises:
         TypeError, ValueError: the model has no active OIALR adapter, or the optimizer does not hold its parameters.
-        NotImplementedError: the model is sharded over processes (FSDP, ZeRO, tensor parallel).
+        NotImplementedError: the model is sharded over processes in another way than by FSDP2, or by FSDP2 with
+            `bases="longer"`.
         RuntimeError: on several processes, when they have different configs, layers or ranks, or one reports an error.
     """
 

@@ -151,8 +151,10 @@ class AdaptedWeight:
         return Factors(left, core, right).compose().to(dtype).reshape(self.shape)
 
     def check_filled(self) -> None:
-        """Raise if it still holds placeholders, and no file came."""
-        if self.awaits_file and any(part is not None and bool(torch.isnan(part).any()) for part in self.factors):
+        """Raise if it still holds placeholders, and no file came; asked in every forward."""
+        if not self.awaits_file:
+            return
+        if any(part is not None and bool(torch.isnan(part).any()) for part in self.factors):
             raise RuntimeError(
                 f"The adapter {self.adapter!r} holds no weights yet: its config lists the ranks of a saved adapter, "
                 "but no file was loaded. Load one with `PeftModel.from_pretrained`, or train a new adapter with a "
