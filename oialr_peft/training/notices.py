@@ -82,8 +82,8 @@ def no_smaller(weights: Weights, config: OIALRConfig) -> str | None:
     return (
         f"{len(large)} of {len(weights)} OIALR layers end no smaller than dense ones, {_named(large)}, {full} of them "
         "at full rank. Two factors are smaller than a square weight only below half its rank. Ask for a size, "
-        f"`target_size=0.6` for instance, raise `sigma_cutoff` (now {config.sigma_cutoff:g}), train longer, or start lower, "
-        "with `r=0.25`."
+        f"`target_size=0.6` for instance, raise `sigma_cutoff` (now {config.sigma_cutoff:g}), train longer, or start "
+        "lower, with `r=0.25`."
     )
 
 

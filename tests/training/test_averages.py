@@ -189,7 +189,7 @@ def test_an_average_in_the_trainer(tmp_path):
             self.average.update_parameters(kwargs["model"])
 
     callback = Average()
-    run = trainer(str(tmp_path), callbacks=[callback], settings={"layer_step": 1.0})
+    run = trainer(str(tmp_path), callbacks=[callback], settings={"layer_step": 1.0, "r": 0.4})
     with warnings.catch_warnings():
         warnings.simplefilter("error", OIALRWarning)
         run.train()
