@@ -1,24 +1,13 @@
 """examples/gpu without a GPU: all jobs run in a tiny form, are resumed, and fill the tables; missing rows say why."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.examples import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[2]
+
 FOLDER = ROOT / "examples" / "gpu"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def python(code: str, *arguments: object) -> str:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    run = subprocess.run(command, cwd=FOLDER, env=ENVIRONMENT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
 
 
 RENDER = """
@@ -30,12 +19,12 @@ print(json.dumps([tables.render(name, *results) for name in ("README.md.jinja", 
 
 
 def test_the_tables_are_what_the_results_give_and_every_job_has_a_row():
-    readme, summary = json.loads(python(RENDER, FOLDER / "results"))
+    readme, summary = json.loads(python(FOLDER, "-c", RENDER, FOLDER / "results"))
     assert readme == (FOLDER / "README.md").read_text()
     assert summary in (ROOT / "README.md").read_text()
     code = "from tables import TABLES; from jobs import JOBS; import json\n"
     code += "print(json.dumps([j.name.split()[0] in TABLES for j in JOBS]))"
-    assert set(json.loads(python(code))) == {True}
+    assert set(json.loads(python(FOLDER, "-c", code))) == {True}
 
 
 JOBS = """
@@ -64,7 +53,7 @@ for _ in range(2):
 def test_a_job_that_is_done_is_not_run_again_and_one_that_fails_says_why(tmp_path):
     (tmp_path / "wrong.py").write_text("raise ValueError('a reason')")
     (tmp_path / "endless.py").write_text("import time\ntime.sleep(600)")
-    printed = python(JOBS, tmp_path)
+    printed = python(FOLDER, "-c", JOBS, tmp_path)
     assert "No GPU here: nothing was measured" in printed
     assert printed.count("layer fp32: ") == 1
     assert printed.count("ended: 3 jobs without a result: wrong, endless, elsewhere.") == 2
@@ -83,6 +72,11 @@ def test_a_job_that_is_done_is_not_run_again_and_one_that_fails_says_why(tmp_pat
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_job_runs_in_its_tiny_form_and_fills_its_rows(tmp_path):
-    python("import run, sys\nsys.argv = ['run.py', '--tiny', '--results', sys.argv[1]]\nrun.main()", tmp_path)
-    readme, summary = json.loads(python(RENDER, tmp_path))
+    python(
+        FOLDER,
+        "-c",
+        "import run, sys\nsys.argv = ['run.py', '--tiny', '--results', sys.argv[1]]\nrun.main()",
+        tmp_path,
+    )
+    readme, summary = json.loads(python(FOLDER, "-c", RENDER, tmp_path))
     assert "not measured" not in readme + summary.replace("decode at 25 %", "")

@@ -1,23 +1,14 @@
 """examples/quality: every method trains, a sweep goes on where it stopped, and the README is what the results give."""
 
 import json
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.examples import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[2]
+
 FOLDER = ROOT / "examples" / "quality"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def run(*arguments, code=None):
-    command = [sys.executable, *(["-c", code] if code else []), *map(str, arguments)]
-    return subprocess.run(command, cwd=FOLDER, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +32,8 @@ def test_a_sweep_runs_every_method_once_and_its_figures_add_up(text, tmp_path):
         "--output",
         tmp_path,
     )
-    assert len(run(*arguments).splitlines()) == 5
-    assert run(*arguments) == ""  # all there
+    assert len(python(FOLDER, *arguments).splitlines()) == 5
+    assert python(FOLDER, *arguments) == ""  # all there
     results = {(found := json.loads(path.read_text()))["method"]: found for path in tmp_path.glob("*.json")}
     assert len(results) == 5
     dense, longer, both = (results[name] for name in ("dense", "oialr_longer", "low_rank"))
@@ -53,4 +44,4 @@ def test_a_sweep_runs_every_method_once_and_its_figures_add_up(text, tmp_path):
 
 def test_the_readme_is_what_the_results_give():
     code = "from tables import *; print(render(HERE / 'results'), end='')"
-    assert run(code=code) == (FOLDER / "README.md").read_text()
+    assert python(FOLDER, "-c", code) == (FOLDER / "README.md").read_text()

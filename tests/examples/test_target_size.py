@@ -1,27 +1,18 @@
 """examples/target_size: every rule trains to the size, and the README is what the results give."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.examples import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[2]
+
 FOLDER = ROOT / "examples" / "target_size"
-
-
-def run(*arguments, code=None):
-    command = [sys.executable, *(["-c", code] if code else []), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_readme_is_what_the_results_give():
     code = "from tables import *; print(render(HERE / 'results'), end='')"
-    assert run(code=code) == (FOLDER / "README.md").read_text()
+    assert python(FOLDER, "-c", code) == (FOLDER / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -31,7 +22,7 @@ def test_every_rule_ends_at_the_size(task, tmp_path):
     if not (data / "tinyshakespeare").is_dir() or not (data / "cifar10-jpeg").is_dir():
         pytest.skip("not run: data absent")
     output = tmp_path / "found.json"
-    run("run.py", "--data", data, "--task", task, "--dense-steps", 4, "--steps", 20, "--output", output)
+    python(FOLDER, "run.py", "--data", data, "--task", task, "--dense-steps", 4, "--steps", 20, "--output", output)
     runs = json.loads(output.read_text())["runs"]
     assert len(runs) == 4
     assert all(0.27 < found["held"] <= 0.3 for found in runs)
