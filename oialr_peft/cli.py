@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.exit(2, f"oialr: {error}\n")
     except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
         parser.exit(2, f"oialr: {error}. Figures need the extra `plots`: pip install 'oialr-peft[plots]'\n")
 
 

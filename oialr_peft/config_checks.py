@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 
@@ -99,8 +100,9 @@ def _check_target(config: OIALRConfig) -> None:
         )
     if not 0 < config.target_size < 1:
         raise ValueError(f"`target_size` must be in (0, 1); got {config.target_size}.")
-    for name, default in (("sigma_cutoff", 0.1), ("layer_step", 0.1), ("max_cut", 0.5)):
-        if (value := getattr(config, name)) != default:
+    defaults = {field.name: field.default for field in fields(config)}
+    for name in ("sigma_cutoff", "layer_step", "max_cut"):
+        if (value := getattr(config, name)) != defaults[name]:
             raise ValueError(
                 f"`{name}={value}` has no effect with `target_size`, which chooses the ranks of all layers together "
                 f"from the size. Leave `{name}` out, or leave `target_size` out."

@@ -81,10 +81,14 @@ class ModelSize:
 
     def with_ranks(self, weights: Mapping[str, AdaptedWeight]) -> ModelSize:
         """The size at the ranks that the weights, by the names of their layers, have now."""
-        compressed = self.rest
-        for name, weight in weights.items():
-            compressed = compressed.plus(weight.stored_size, self.each[name])
-        return replace(self, compressed=compressed)
+        return replace(self, compressed=self.holding({name: weight.stored_size for name, weight in weights.items()}))
+
+    def holding(self, layers: Mapping[str, int]) -> Amount:
+        """What a checkpoint holds with so many values in each of the layers, by their names, and all the rest."""
+        amount = self.rest
+        for name, values in layers.items():
+            amount = amount.plus(values, self.each[name])
+        return amount
 
     def __str__(self) -> str:
         compressed, dense, embeddings, other = (
@@ -113,7 +117,6 @@ def model_size(model: nn.Module) -> ModelSize:
         if name not in weights:  # another adapter's alone
             other = other.plus(math.prod(layer.matrix_shape), layer.base_weight.element_size())
     each = {name: layers[name].base_weight.element_size() for name in weights}
-    dense = Amount(embeddings.values + other.values, embeddings.bytes + other.bytes)
-    for name, weight in weights.items():
-        dense = dense.plus(math.prod(weight.matrix_shape), each[name])
-    return ModelSize(dense, dense, embeddings, other, each).with_ranks(weights)
+    size = ModelSize(Amount(0, 0), Amount(0, 0), embeddings, other, each)
+    dense = size.holding({name: math.prod(weight.matrix_shape) for name, weight in weights.items()})
+    return replace(size, dense=dense).with_ranks(weights)

@@ -59,7 +59,7 @@ def update_bases(
     began = time.perf_counter()
     update = _Update(weights, config, policies, carrier, step)
     tasks = update.due(update_number)
-    if policies.ranks.joint:
+    if update.joint:
         spectra = Exchange(workers, update.matrix, update.find_spectrum, update.take_spectrum, update.sharded)
         spectra.run([task for task in tasks if task.cut])
         update.ranks = workers.decide(update.choose_jointly, "its choice of ranks")
@@ -102,7 +102,8 @@ class _Update:
         self.facts = {name: weight.facts for name, weight in weights.items()}
         self.spectra: dict[str, torch.Tensor] = {}
         self.ranks: dict[str, int] | None = None  # of a joint choice
-        self.squares = self._squared_gradients() if policies.ranks.joint else {}
+        self.joint = policies.ranks.joint(self.facts)
+        self.squares = self._squared_gradients() if self.joint else {}
         self.factorised = False
         self.changed: dict[str, list[int]] = {}
         self.dropped: dict[str, float] = {}

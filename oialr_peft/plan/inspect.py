@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..policy import stored_size
+from ..units import short
 from .numbers import Architecture
-from .table import short
 from .update import BYTES
 
 
@@ -35,11 +35,10 @@ def inspect_table(model: Architecture) -> Table:
         own = count * math.prod(shape)
         sizes = [count * _size(shape, share) for share in SHARES]
         table.add_row(escape(name), str(count), "x".join(map(str, shape)), *_cells(own, sizes, model.parameters))
-    rest = model.parameters - sum(map(math.prod, model.shapes.values()))
-    for name, values in (("embeddings", model.embeddings), ("the rest", rest - model.embeddings)):
+    for name, values in (("embeddings", model.embeddings), ("the rest", model.rest - model.embeddings)):
         last = name == "the rest"
         table.add_row(name, "", "", *_cells(values, [values] * len(SHARES), model.parameters), end_section=last)
-    whole = [rest + sum(_size(shape, share) for shape in model.shapes.values()) for share in SHARES]
+    whole = [model.rest + sum(_size(shape, share) for shape in model.shapes.values()) for share in SHARES]
     table.add_row("all", "", "", *_cells(model.parameters, whole, model.parameters))
     table.add_row("", "", "", "", "", *(f"{size / model.parameters:.0%} of dense" for size in whole))
     return table

@@ -29,6 +29,11 @@ class Architecture:
     trainable: int
     embeddings: int
 
+    @property
+    def rest(self) -> int:
+        """How many values are no targeted layer's; embeddings are among them."""
+        return self.parameters - sum(map(math.prod, self.shapes.values()))
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -167,9 +172,7 @@ def plan_run(
         # Without a delay the layers are factorised at injection, by every process for itself.
         factorisation=plan_update(shapes, full, processes if from_scratch else 1, svd_gflops, dense=True),
         update=plan_update(sigmas, ranks, processes, svd_gflops),
-        compressed=dense.parameters
-        - sum(map(math.prod, shapes))
-        + sum(stored_size(shape, r) for shape, r in zip(shapes, ranks, strict=True)),
+        compressed=dense.rest + sum(stored_size(shape, r) for shape, r in zip(shapes, ranks, strict=True)),
         embeddings=dense.embeddings,
         step_bytes=BYTES * trainable if processes > 1 else 0,
         dense_step_bytes=BYTES * dense.trainable if processes > 1 else 0,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -35,8 +34,9 @@ class RankRule:
     min_rank: float
     multiple: int = 1
 
-    joint: ClassVar[bool] = False
-    """Whether `choose` must see the spectra of all layers of an update at once, else it is asked layer by layer."""
+    def joint(self, facts: Mapping[str, LayerFacts]) -> bool:
+        """Whether `choose` must see the spectra of all layers of an update at once; else it is asked one by one."""
+        return False
 
     def choose(
         self, spectra: Mapping[str, torch.Tensor], facts: Mapping[str, LayerFacts], step: int

@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -33,7 +33,9 @@ class TargetSize:
     min_rank: float = 0.0
     multiple: int = 1
 
-    joint: ClassVar[bool] = True
+    def joint(self, facts: Mapping[str, LayerFacts]) -> bool:
+        """As in `RankRule`; once the model has its size nothing more is cut, whatever the spectra."""
+        return self.rest + sum(stored_size(fact.shape, fact.rank) for fact in facts.values()) > self.values(facts)
 
     def choose(
         self, spectra: Mapping[str, torch.Tensor], facts: Mapping[str, LayerFacts], step: int

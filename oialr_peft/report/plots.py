@@ -39,11 +39,7 @@ def plot_stability(path: str | os.PathLike, out: str | os.PathLike) -> None:
     Raises:
         ValueError: the file holds no checkpoint.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     points = json.loads(Path(path).read_text())["points"]
     if not points:
         raise ValueError(f"{os.fspath(path)} holds no checkpoint; was the run shorter than the first one?")
@@ -120,12 +116,17 @@ def draw_updates(axes: Any, updates: list[dict]) -> None:
 
 
 def _save(draw: Callable[[Any], None], out: Any, height: float = 3.5) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
     draw(axes)
     figure.savefig(out, dpi=150, format="svg" if isinstance(out, io.StringIO) else None)
     plt.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -49,6 +49,7 @@ class StepScale:
         self.policy = policy
         self._layers, self._warned = dict(layers), False
         groups = _groups(optimizer)
+        self._decays_apart = any(cls.__name__ in _DECOUPLED for cls in type(optimizer).__mro__)
         self._kinds = {n: self._kind_of(optimizer, groups.get(id(w.core), {})) for n, w in self._layers.items()}
         self._ramps = {name: Ramp(scale, scale) for name, scale in self._targets().items()}
         self._origins: dict[float, tuple[list[nn.Parameter], list[torch.Tensor]]] = {}
@@ -119,7 +120,7 @@ class StepScale:
         for name, factor in self.scales().items():
             core = self._layers[name].core
             if factor != 1 and core.grad is not None:  # without a gradient no optimizer touches it
-                alike[factor, 1 - _decoupled_decay(optimizer, groups.get(id(core), {}))].append(core)
+                alike[factor, 1 - self._decay(groups.get(id(core), {}))].append(core)
         self._origins = {}
         for (factor, kept), cores in alike.items():
             parameters, origins = self._origins.setdefault(factor, ([], []))
@@ -135,15 +136,13 @@ class StepScale:
         for ramp in self._ramps.values():
             ramp.advance()
 
+    def _decay(self, group: Mapping[str, Any]) -> Any:
+        """The share of a parameter that decay takes in a step, where that is no part of the step itself."""
+        if not group.get("decoupled_weight_decay", self._decays_apart or "kind" in group):
+            return 0.0
+        return group.get("lr", 0.0) * group.get("weight_decay", 0.0)
+
 
 def _groups(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
     """{id of a parameter: its group}."""
     return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _decoupled_decay(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Any:
-    """The share of a parameter that decay takes in a step, where that is no part of the step itself."""
-    by_class = any(cls.__name__ in _DECOUPLED for cls in type(optimizer).__mro__) or "kind" in group
-    if not group.get("decoupled_weight_decay", by_class):
-        return 0.0
-    return group.get("lr", 0.0) * group.get("weight_decay", 0.0)

@@ -28,7 +28,7 @@ def policies_for(
     """
     size = model_size(model)
     policies = config.policies(total_steps, size.rest.values)
-    if config.target_size is None:
+    if not isinstance(policies.ranks, TargetSize):
         return policies, size
     if total_steps is not None and policies.schedule.first > total_steps:
         raise ValueError(
@@ -36,15 +36,14 @@ def policies_for(
             f"before the first update at step {policies.schedule.first}. Lower `delay` or `update_interval`, or train "
             "longer."
         )
-    if isinstance(policies.ranks, TargetSize):
-        _refuse_below_floor(policies.ranks, size, weights)
+    _refuse_below_floor(policies.ranks, size, weights)
     return policies, size
 
 
 def _refuse_below_floor(rule: TargetSize, size: ModelSize, weights: Weights) -> None:
     facts = {name: weight.facts for name, weight in weights.items()}
     layers = rule.floor(facts)
-    floor, dense = size.rest.values + sum(layers.values()), size.dense.values
+    floor, dense = size.holding(layers).values, size.dense.values
     if floor <= rule.values(facts):
         return
     kept = [name for name, values in layers.items() if values == math.prod(facts[name].shape)]
@@ -65,7 +64,7 @@ def starts_below(size: ModelSize, config: OIALRConfig, weights: Weights) -> str 
     if config.target_size is None:
         return None
     ranks = {n: w.rank if w.is_factored else initial_rank(n, w.full_rank, config) for n, w in weights.items()}
-    values = size.rest.values + sum(stored_size(w.matrix_shape, ranks[name]) for name, w in weights.items())
+    values = size.holding({name: stored_size(w.matrix_shape, ranks[name]) for name, w in weights.items()}).values
     if values >= (1 - TOLERANCE) * config.target_size * size.dense.values:
         return None
     return (
@@ -76,7 +75,7 @@ def starts_below(size: ModelSize, config: OIALRConfig, weights: Weights) -> str 
 
 def missed(size: ModelSize, config: OIALRConfig, weights: Weights, policies: Policies, step: int) -> str | None:
     """The run ended above the size that was asked for."""
-    if config.target_size is None or not isinstance(policies.ranks, TargetSize):
+    if not isinstance(policies.ranks, TargetSize):
         return None
     share = size.with_ranks(weights).share
     if share <= (1 + TOLERANCE) * config.target_size:

@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import OIALRWarning
 from ..layer import adapted_weights, oialr_layers
 from ..moments import MomentCarrier
-from ..tuner.find import config_of
+from ..tuner.find import config_of, shared_fields
 from ..update import update_bases
 from ..update_report import UpdateReport
 from ..workers.check import digest
@@ -24,9 +24,6 @@ from .optimizer_checks import check_optimizer
 from .optimizer_steps import GradientWatch, OptimizerSteps
 from .saved_state import checked_scales, checked_state
 from .step_scale import StepScale
-
-
-_WRITTEN = ("ranks", "one_sided", "format_version")  # fields of the config that saving writes
 
 
 class OIALRUpdater:
@@ -111,9 +108,7 @@ class OIALRUpdater:
 
     def _facts(self) -> dict[str, Any]:
         """What must be the same on all processes."""
-        config = getattr(self, "config", None)
-        fields = {} if config is None else config.to_dict()
-        facts = {f"OIALRConfig.{field}": value for field, value in fields.items() if field not in _WRITTEN}
+        facts = shared_fields(getattr(self, "config", None))
         ranks = {name: weight.rank for name, weight in self.weights.items()}
         return {**facts, "the layers and ranks": ranks, "the count of steps": self.steps}
 

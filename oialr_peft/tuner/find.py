@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ..config import OIALRConfig
+
+
+_WRITTEN = ("ranks", "one_sided", "format_version")  # fields that saving writes
+
+
+def shared_fields(config: OIALRConfig | None) -> dict[str, Any]:
+    """The fields that must be the same on all processes, as errors name them."""
+    fields = {} if config is None else config.to_dict()
+    return {  # a set is written in another order by every process
+        f"OIALRConfig.{field}": sorted(value) if isinstance(value, set) else value
+        for field, value in fields.items()
+        if field not in _WRITTEN
+    }
 
 
 def config_of(model: nn.Module, adapter: str) -> OIALRConfig:

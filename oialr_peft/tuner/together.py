@@ -12,6 +12,7 @@ from torch import nn
 
 from ..config import OIALRConfig
 from ..linalg import Rotation, decompose
+from .find import shared_fields
 from .rules import Target, initial_rank, targets_of
 from .start import Start, factored_start
 
@@ -70,9 +71,7 @@ def shared_starts(model: nn.Module, names: list[str], config: OIALRConfig) -> di
     modules = dict(model.named_modules())
     targets = {target.name: target for name in names for target in targets_of(name, modules[name])}
     shapes = {name: list(target.shape) for name, target in targets.items()}
-    fields = {field: value for field, value in config.to_dict().items() if not field.endswith("_modules")}
-    choices = {f"OIALRConfig.{field}": value for field, value in fields.items()}
-    workers.require_equal({**choices, "the layers that are factorised": shapes})
+    workers.require_equal({**shared_fields(config), "the layers that are factorised": shapes})
     starts = _Starts(targets, config)
     Exchange(workers, starts.matrix, starts.decompose, starts.take).run([starts.task(name) for name in targets])
     return starts.found
