@@ -9,25 +9,12 @@ from peft import PeftConfig
 from peft.utils.peft_types import PeftType
 
 from .config_checks import check
-from .policy import (
-    LONGEST_INTERVAL,
-    Approach,
-    Bases,
-    Policies,
-    RankRule,
-    Schedule,
-    StepSize,
-    TargetSize,
-    default_interval,
-    steps_of,
-)
 
 
 Rank = int | float | None
 Names = list[str] | set[str] | str | None
 
 
-CUT_BY = 2 / 3  # of the run: by then `target_size` is reached, so that the rest of it makes up for the last cuts
 FORMAT_VERSION = 1  # of saved adapters: names and shapes of tensors, and the fields that loading needs
 
 
@@ -147,40 +134,6 @@ class OIALRConfig(PeftConfig):
                 f"{FORMAT_VERSION}. Upgrade it: `pip install -U oialr-peft`."
             )
         check(self)
-
-    def policies(self, total_steps: int | None, rest: int = 0) -> Policies:
-        """Every decision of a run of `total_steps` optimizer steps; None where its length is not known. `rest`: how
-        many values the model holds beside the layers that are factorised, which `target_size` has to know.
-
-        Raises:
-            ValueError: a field is a share of the run, or `target_size` is to be reached, and its length is not known.
-        """
-        delay = steps_of("delay", self.delay, total_steps)
-        interval = self.update_interval
-        interval = default_interval(delay, total_steps) if interval is None else interval
-        interval = steps_of("update_interval", interval, total_steps)
-        freeze = None if self.freeze_bases is None else steps_of("freeze_bases", self.freeze_bases, total_steps)
-        schedule, ranks = Schedule(delay, interval, self.layer_step), self.rank_rule
-        if self.target_size is not None:
-            if total_steps is None:
-                raise ValueError(
-                    f"`target_size={self.target_size}` is approached over the run, whose length is not known here. "
-                    "Pass `OIALRUpdater(model, optimizer, total_steps=...)`."
-                )
-            schedule = Schedule(delay, interval, layer_step=1.0)
-            approach = Approach(schedule.last_by(round(CUT_BY * total_steps)), interval)
-            ranks = TargetSize(self.target_size, rest, approach, self.min_rank, self.rank_multiple)
-        return Policies(schedule, ranks, Bases(self.bases, freeze), StepSize(self.lr_scale))
-
-    @property
-    def steps_to_first_update(self) -> int:
-        """After how many optimizer steps one is missed, whatever the length of the run; generous for shares of it."""
-        given = (self.delay, LONGEST_INTERVAL if self.update_interval is None else self.update_interval)
-        return sum(steps if isinstance(steps, int) else LONGEST_INTERVAL for steps in given)
-
-    @property
-    def rank_rule(self) -> RankRule:
-        return RankRule(self.sigma_cutoff, self.max_cut, self.min_rank, self.rank_multiple)
 
     @property
     def frees_base(self) -> bool:

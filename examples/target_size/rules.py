@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from oialr_peft.policy import LayerFacts, TargetSize, stored_size
+from oialr_peft.linalg import stored_size
+from oialr_peft.policy import LayerFacts, TargetSize
 
 
 class PerLayer(TargetSize):

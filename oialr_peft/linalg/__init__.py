@@ -2,7 +2,7 @@
 
 from .change import BasisChange, Transport
 from .cost import cheapest_order, forward_multiplications, rebuild
-from .factors import Factors, factor_shapes, factored_size, orthonormality_error, working_dtype
+from .factors import Factors, factor_shapes, factored_size, orthonormality_error, stored_size, working_dtype
 from .orthogonal import orthogonalise, polar, stability
 from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
 
@@ -25,5 +25,6 @@ __all__ = [
     "rotate_lowrank",
     "spectrum",
     "stability",
+    "stored_size",
     "working_dtype",
 ]

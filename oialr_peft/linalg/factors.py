@@ -69,6 +69,12 @@ def factored_size(matrix_shape: tuple[int, ...], rank: int) -> int:
     return sum(math.prod(shape) for shape in factor_shapes(matrix_shape, rank))
 
 
+def stored_size(matrix_shape: tuple[int, ...], rank: int) -> int:
+    """How many values a compressed checkpoint holds of a layer: two factors, or the dense weight if that is less."""
+    *groups, rows, cols = matrix_shape
+    return min(math.prod(groups) * (rows + cols) * rank, math.prod(matrix_shape))
+
+
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which decompositions and products of factors are computed: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -8,7 +8,7 @@ from collections import Counter
 from rich.markup import escape
 from rich.table import Table
 
-from ..policy import stored_size
+from ..linalg import stored_size
 from ..units import short
 from .numbers import Architecture
 from .update import BYTES

@@ -11,8 +11,7 @@ from torch import nn
 
 from ..config import OIALRConfig
 from ..layer import adapted_weights
-from ..linalg import factored_size
-from ..policy import stored_size
+from ..linalg import factored_size, stored_size
 from ..tuner.model import OIALRModel
 from ..tuner.rules import initial_rank
 from .update import BYTES, Shape, UpdatePlan, plan_update

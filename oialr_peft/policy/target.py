@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..linalg import stored_size
 from .ranks import LayerFacts, floor_rank
 from .schedule import Approach
 
@@ -98,12 +99,6 @@ class _Options(NamedTuple):
     def at_price(self, price: float) -> int:
         """The option of least loss plus price for size."""
         return int((self.losses + price * self.sizes).argmin())
-
-
-def stored_size(shape: tuple[int, ...], rank: int) -> int:
-    """How many values a compressed checkpoint holds of a layer: two factors, or the dense weight if that is less."""
-    *groups, rows, cols = shape
-    return min(math.prod(groups) * (rows + cols) * rank, math.prod(shape))
 
 
 def _fill(options: Mapping[str, _Options], budget: int) -> dict[str, int]:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..config import OIALRConfig
+from ..linalg import stored_size
 from ..plain import ModelSize, model_size
-from ..policy import Policies, TargetSize, stored_size
+from ..policy import Policies, TargetSize, policies_of
 from ..tuner.rules import initial_rank
 from ..weights import AdaptedWeight
 
@@ -27,7 +28,7 @@ def policies_for(
         ValueError: the size cannot be reached; it names the least one, and what makes it up.
     """
     size = model_size(model)
-    policies = config.policies(total_steps, size.rest.values)
+    policies = policies_of(config, total_steps, size.rest.values)
     if not isinstance(policies.ranks, TargetSize):
         return policies, size
     if total_steps is not None and policies.schedule.first > total_steps:

@@ -67,8 +67,10 @@ class OIALRModel(BaseTuner):
                 *(len(self.init_errors), time.perf_counter() - began, config.init, self.init_errors[worst], worst),
             )
         if weights := weights_of(model, adapter_name):
+            from ..policy import steps_to_first_update
+
             first = next(iter(weights.values()))
-            first.watch = UpdateWatch(first, config.steps_to_first_update)
+            first.watch = UpdateWatch(first, steps_to_first_update(config))
 
     def _post_injection_hook(self, model: nn.Module, config: OIALRConfig, adapter_name: str) -> None:
         leave_fast_path(model)

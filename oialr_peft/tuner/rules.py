@@ -15,7 +15,6 @@ from ..config import OIALRConfig
 from ..kinds import PROJECTIONS, Kind, MultiheadAttention, kind_of, projection_weights, unsupported_reason
 from ..layer import OIALRLayer
 from ..linalg import factored_size
-from ..policy import floor_rank
 
 
 # Output heads that lie inside a model's body (Autoformer's), or of models that do not tell which part is their body.
@@ -103,6 +102,8 @@ def is_in_embedding(name: str) -> bool:
 
 def pointless_reason(name: str, layer: nn.Module, config: OIALRConfig) -> str | None:
     """Why the default leaves a layer alone: too skinny, or factors that are no smaller even at the lowest rank."""
+    from ..policy import floor_rank  # on first use: `import oialr_peft` makes none of its dataclasses
+
     for _, shape, _ in targets_of(name, layer):
         full = min(shape[-2:])
         if max(shape[-2:]) > SKINNY * full:

@@ -8,7 +8,6 @@ import torch
 
 from ..config import OIALRConfig
 from ..linalg import Factors, Rotation, decompose, working_dtype
-from ..policy import Bases
 from ..weights import VH, U, form_of
 from .rules import initial_rank
 
@@ -52,6 +51,8 @@ def factored_start(name: str, matrix: torch.Tensor, rotation: Rotation | None, c
     """
     if rotation is None:
         raise RuntimeError(f"The SVD of '{name}' {tuple(matrix.shape)} did not converge with any driver.")
+    from ..policy import Bases
+
     factors = rotation.factorise(working_dtype(matrix.dtype), Bases(config.bases).held(tuple(matrix.shape), 0))
     return Start(factors if config.init_weights else _disturbed(factors), factors.error(matrix))
 

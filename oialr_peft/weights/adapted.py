@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from ..compat.resize import resize_parameter
-from ..linalg import BasisChange, Factors
-from ..policy import LayerFacts, stored_size
+from ..linalg import BasisChange, Factors, stored_size
 from ..workers.sharding import full_tensor, is_sharded, set_block
 from .form import DENSE, FACTORED, SLOTS, VH, Form, U
+
+
+if TYPE_CHECKING:
+    from ..policy import LayerFacts
 
 
 Stores = Mapping[str, Any]  # slot name: {adapter: tensor}
@@ -131,6 +134,8 @@ class AdaptedWeight:
     @property
     def facts(self) -> LayerFacts:
         """What a rank policy knows of it beside its spectrum."""
+        from ..policy import LayerFacts
+
         return LayerFacts(self.matrix_shape, self.rank, self.full_rank)
 
     @property

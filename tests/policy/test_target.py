@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from oialr_peft.policy import Approach, LayerFacts, TargetSize, stored_size
+from oialr_peft.linalg import stored_size
+from oialr_peft.policy import Approach, LayerFacts, TargetSize
 
 
 SHAPES = {"wide": (24, 48), "square": (32, 32), "tall": (64, 16), "groups": (2, 16, 20)}

@@ -1,0 +1,63 @@
+"""The decisions of a run, made from its config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from .bases import Bases
+from .ranks import RankRule
+from .schedule import LONGEST_INTERVAL, Approach, Schedule, default_interval, steps_of
+from .step_size import StepSize
+from .target import TargetSize
+
+
+if TYPE_CHECKING:
+    from ..config import OIALRConfig
+
+
+CUT_BY = 2 / 3  # of the run: by then `target_size` is reached, so that the rest of it makes up for the last cuts
+
+
+class Policies(NamedTuple):
+    """All decisions of one run, in optimizer steps."""
+
+    schedule: Schedule
+    ranks: RankRule | TargetSize
+    bases: Bases
+    step_size: StepSize
+
+
+def policies_of(config: OIALRConfig, total_steps: int | None, rest: int = 0) -> Policies:
+    """Every decision of a run of `total_steps` optimizer steps; None where its length is not known.
+
+    `rest`: how many values the model holds beside the layers that are factorised, which `target_size` has to know.
+
+    Raises:
+        ValueError: a field is a share of the run, or `target_size` is to be reached, and its length is not known.
+    """
+    delay = steps_of("delay", config.delay, total_steps)
+    interval = config.update_interval
+    interval = default_interval(delay, total_steps) if interval is None else interval
+    interval = steps_of("update_interval", interval, total_steps)
+    freeze = None if config.freeze_bases is None else steps_of("freeze_bases", config.freeze_bases, total_steps)
+    schedule = Schedule(delay, interval, 1.0 if config.target_size is not None else config.layer_step)
+    ranks = _ranks(config, schedule, total_steps, rest)
+    return Policies(schedule, ranks, Bases(config.bases, freeze), StepSize(config.lr_scale))
+
+
+def _ranks(config: OIALRConfig, schedule: Schedule, total_steps: int | None, rest: int) -> RankRule | TargetSize:
+    if config.target_size is None:
+        return RankRule(config.sigma_cutoff, config.max_cut, config.min_rank, config.rank_multiple)
+    if total_steps is None:
+        raise ValueError(
+            f"`target_size={config.target_size}` is approached over the run, whose length is not known here. "
+            "Pass `OIALRUpdater(model, optimizer, total_steps=...)`."
+        )
+    approach = Approach(schedule.last_by(round(CUT_BY * total_steps)), schedule.update_interval)
+    return TargetSize(config.target_size, rest, approach, config.min_rank, config.rank_multiple)
+
+
+def steps_to_first_update(config: OIALRConfig) -> int:
+    """After how many optimizer steps one is missed, whatever the length of the run; generous for shares of it."""
+    given = (config.delay, LONGEST_INTERVAL if config.update_interval is None else config.update_interval)
+    return sum(steps if isinstance(steps, int) else LONGEST_INTERVAL for steps in given)
