@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import platform
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 from rules import Cutoff, Uniform
 from tasks import TASKS
 from torch import nn
+from training import train
 
 import oialr_peft
 from oialr_peft import OIALRConfig, OIALRUpdater
@@ -26,23 +25,6 @@ from oialr_peft.plain import model_size
 
 
 RULES = ("target_size", "plain spectra", "cutoff per layer", "uniform")
-
-
-def train(model: nn.Module, task: Any, seed: int, steps: int, lr: float, after: Any = None) -> nn.Module:
-    """AdamW, a warm-up over a tenth, then a cosine to a twentieth; `after(optimizer)` gives what follows a step."""
-    groups = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
-    follow = after(optimizer) if after else lambda: None
-    rate = partial(_rate, steps=steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    for _, batch in zip(range(steps), task.batches(seed)):  # noqa: B905
-        task.loss(model, batch).backward()
-        nn.utils.clip_grad_norm_(groups, 1.0)
-        optimizer.step()
-        follow()
-        schedule.step()
-        optimizer.zero_grad()
-    return model
 
 
 def compressed(dense: nn.Module, task: Any, seed: int, rule: str, share: float, steps: int, lr: float) -> dict:
@@ -62,14 +44,13 @@ def compressed(dense: nn.Module, task: Any, seed: int, rule: str, share: float, 
 
     train(model, task, 100 + seed, steps, lr, updates)
     ranks = model.base_model.ranks()
-    return {"rule": rule, "share": share, "held": model_size(model).share, "test": task.test(model), "ranks": ranks}
-
-
-def _rate(step: int, steps: int) -> float:
-    warm = steps / 10
-    if step < warm:
-        return (step + 1) / warm
-    return 0.05 + 0.475 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+    return {
+        "rule": rule,
+        "share": share,
+        "held": model_size(model).share,
+        "test": task.loss_on(model, "test"),
+        "ranks": ranks,
+    }
 
 
 def main() -> None:
@@ -96,8 +77,8 @@ def main() -> None:
     given = {key: value for key, value in vars(parsed).items() if key not in ("data", "output")}
     versions = {"torch": torch.__version__, "oialr_peft": oialr_peft.__version__, "machine": platform.machine()}
     more = {
-        "dense": task.test(dense),
-        "dense_trained_on": task.test(train(dense, task, 100 + parsed.seed, parsed.steps, parsed.lr / 2)),
+        "dense": task.loss_on(dense, "test"),
+        "dense_trained_on": task.loss_on(train(dense, task, 100 + parsed.seed, parsed.steps, parsed.lr / 2), "test"),
     }
     parsed.output.parent.mkdir(parents=True, exist_ok=True)
     parsed.output.write_text(json.dumps({**given, **more, "runs": found, "versions": versions}, indent=1) + "\n")

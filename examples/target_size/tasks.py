@@ -36,16 +36,18 @@ class Characters:
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         return F.cross_entropy(model(batch[0]).mT, batch[1])
 
-    def test(self, model: nn.Module) -> float:
-        return self.text.loss(model, "test")
+    def loss_on(self, model: nn.Module, part: str) -> float:
+        """Of "validation" or "test"."""
+        return self.text.loss(model, part)
 
 
 class Pictures:
-    """Cross-entropy on 2,000 pictures of the test set, after training on 20,000."""
+    """Cross-entropy on 2,000 pictures of the test set, after training on 20,000; 2,000 more of these validate."""
 
     def __init__(self, data: Path) -> None:
-        self.train = _read(data / "cifar10-jpeg" / "train.parquet", 20_000)
-        self.held_out = _read(data / "cifar10-jpeg" / "test.parquet", 2_000)
+        pictures, labels = _read(data / "cifar10-jpeg" / "train.parquet", 22_000)
+        self.train, validation = ((pictures[part], labels[part]) for part in (slice(20_000), slice(20_000, None)))
+        self.held_out = {"validation": validation, "test": _read(data / "cifar10-jpeg" / "test.parquet", 2_000)}
 
     def model(self) -> nn.Module:
         size: Any = {"image_size": 32, "patch_size": 8, "num_labels": 10, "hidden_size": 96, "intermediate_size": 384}
@@ -61,9 +63,10 @@ class Pictures:
         return F.cross_entropy(model(pixel_values=batch[0]).logits, batch[1])
 
     @torch.no_grad()
-    def test(self, model: nn.Module) -> float:
+    def loss_on(self, model: nn.Module, part: str) -> float:
+        """Of "validation" or "test"."""
         model.eval()
-        parts = zip(self.held_out[0].split(250), self.held_out[1].split(250), strict=True)
+        parts = zip(*(values.split(250) for values in self.held_out[part]), strict=True)
         mean = float(torch.stack([self.loss(model, part) for part in parts]).mean())
         model.train()
         return mean

@@ -1,0 +1,104 @@
+"""A trained dense model made smaller: cut once by an SVD and trained on, or by OIALR while it trains on."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from training import train
+
+from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft.layer import adapted_weights
+from oialr_peft.linalg import stored_size
+from oialr_peft.plain import model_size
+
+
+CALIBRATION = 32  # batches of training data by which activations are weighed
+
+
+def oialr(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: float, **fields: Any) -> nn.Module:
+    """`target_size`: cut at several updates, ranks of all layers together."""
+    model: Any = get_peft_model(copy.deepcopy(dense), OIALRConfig(target_size=share, train_rest=True, **fields))  # type: ignore[arg-type]
+    train(model, task, seed, steps, lr, lambda o: OIALRUpdater(model, o, total_steps=steps).step)
+    return model.merge_and_unload()
+
+
+def svd(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: float, weighted: bool) -> nn.Module:
+    """Cut once, every layer by the same share of its size, then both factors and all else train.
+
+    `weighted`: what is cut is least in the outputs on training data, as in SVD-LLM (Wang and others 2024): the SVD is
+    of W S, S Sᵀ the second moments of the layer's inputs.
+    """
+    model = copy.deepcopy(dense)
+    ranks = ranks_for(dense, share)
+    moments = second_moments(dense, task, seed, list(ranks)) if weighted else {}
+    for name, rank in ranks.items():
+        layer = model.get_submodule(name)
+        model.set_submodule(name, _cut(layer, rank, moments.get(name)))
+    return train(model, task, seed, steps, lr)
+
+
+METHODS: dict[str, Callable[..., nn.Module]] = {
+    "SVD": lambda *given: svd(*given, weighted=False),
+    "SVD by activations": lambda *given: svd(*given, weighted=True),
+    "OIALR": oialr,
+    "OIALR, longer": lambda *given: oialr(*given, bases="longer"),
+}
+
+
+def ranks_for(dense: nn.Module, share: float) -> dict[str, int]:
+    """The ranks by which every layer that OIALR takes holds the same share of its values, and the model `share`."""
+    model = get_peft_model(copy.deepcopy(dense), OIALRConfig(delay=1))  # type: ignore[arg-type]
+    shapes = {name: weight.matrix_shape for name, weight in adapted_weights(model).items()}
+    size = model_size(model)
+    budget = share * size.dense.values - size.rest.values
+    each = budget / sum(map(math.prod, shapes.values()))
+    ranks = {name.removeprefix("base_model.model."): int(each * m * n / (m + n)) for name, (m, n) in shapes.items()}
+    assert sum(stored_size(s, r) for s, r in zip(shapes.values(), ranks.values(), strict=True)) <= budget
+    return ranks
+
+
+@torch.no_grad()
+def second_moments(dense: nn.Module, task: Any, seed: int, names: list[str]) -> Mapping[str, torch.Tensor]:
+    """{layer: sum of x xᵀ over its inputs on some batches}, in float64."""
+    found: dict[str, Any] = defaultdict(float)
+
+    def hook(name: str) -> Any:
+        def note(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            rows = inputs[0].flatten(0, -2).double()
+            found[name] = found[name] + rows.mT @ rows
+
+        return note
+
+    handles = [dense.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    for _, batch in zip(range(CALIBRATION), task.batches(seed)):  # noqa: B905
+        task.loss(dense, batch)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@torch.no_grad()
+def _cut(layer: Any, rank: int, moments: torch.Tensor | None) -> nn.Module:
+    """The layer as two, whose weights have the same singular values."""
+    weight = layer.weight.double()
+    if moments is not None:
+        ridge = 1e-6 * moments.diagonal().mean() * torch.eye(len(moments), dtype=weight.dtype)
+        root = torch.linalg.cholesky(moments + ridge)
+        u, _, _ = torch.linalg.svd(weight @ root, full_matrices=False)
+        weight = u[:, :rank] @ (u[:, :rank].mT @ weight)  # the best of its rank for W S
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    half = s[:rank].sqrt()
+    biased = layer.bias is not None
+    down, up = nn.Linear(weight.shape[1], rank, bias=False), nn.Linear(rank, weight.shape[0], bias=biased)
+    down.weight.copy_(half[:, None] * vh[:rank])
+    up.weight.copy_(u[:, :rank] * half)
+    if biased:
+        up.bias.copy_(layer.bias)
+    return nn.Sequential(down, up)

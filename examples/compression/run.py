@@ -1,0 +1,73 @@
+"""A trained model compressed by each method at the rate that validation prefers; one task and seed, as JSON.
+
+python run.py --data DATA --task characters --seed 0 --output results/characters_0.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+
+sys.path.append(str(Path(__file__).parents[1] / "target_size"))
+from methods import METHODS
+from tasks import TASKS
+from training import train
+
+import oialr_peft
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of tinyshakespeare/ and cifar10-jpeg/")
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.6, 0.4])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
+    parser.add_argument("--dense-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--lr", type=float, default=2e-3, help="of the dense model's training")
+    parser.add_argument("--output", type=Path, required=True)
+    parsed = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(parsed.seed)
+    task = TASKS[parsed.task](parsed.data)
+    dense = train(task.model(), task, parsed.seed, parsed.dense_steps, parsed.lr)
+
+    def tried(name: str, share: float) -> list[dict[str, Any]]:
+        """Both losses at every rate; test is reported at the one that validation prefers."""
+        seed, found = 100 + parsed.seed, []
+        for rate in parsed.rates:
+            if name == "dense":
+                model = train(copy.deepcopy(dense), task, seed, parsed.steps, rate)
+            else:
+                model = METHODS[name](dense, task, seed, share, parsed.steps, rate)
+            losses = {part: task.loss_on(model, part) for part in ("validation", "test")}
+            found.append({"method": name, "share": share, "rate": rate, **losses})
+            print(found[-1], flush=True)
+        return found
+
+    runs = tried("dense", 1.0) + [
+        run for share in parsed.shares for name in parsed.methods for run in tried(name, share)
+    ]
+    given = {key: value for key, value in vars(parsed).items() if key not in ("data", "output", "methods")}
+    versions = {name: module.__version__ for name, module in (("torch", torch), ("transformers", transformers))}
+    versions |= {"oialr_peft": oialr_peft.__version__, "machine": platform.machine()}
+    before = {part: task.loss_on(dense, part) for part in ("validation", "test")}
+    parsed.output.parent.mkdir(parents=True, exist_ok=True)
+    parsed.output.write_text(
+        json.dumps({**given, "before": before, "runs": runs, "versions": versions}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
