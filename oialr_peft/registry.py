@@ -38,6 +38,7 @@ def register() -> None:
     _write_our_cards()
     _save_and_load_safely()
     _read_compressed_checkpoints()
+    _put_lora_on_compressed_layers()
 
 
 def _read_compressed_checkpoints() -> None:
@@ -51,6 +52,20 @@ def _read_compressed_checkpoints() -> None:
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = CompressedConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = CompressedQuantizer
     install_guard()
+
+
+def _put_lora_on_compressed_layers() -> None:
+    """Have LoRA take a two-factor layer under the layer's own name, as it takes the dense one."""
+    from peft.tuners.lora import model as lora
+
+    patch(lora, "dispatch_default", _lora_layer)
+
+
+def _lora_layer(original: Callable, target: Any, adapter_name: str, *args, **kwargs) -> Any:
+    """dispatch_default, which chooses LoRA's layer for a layer of the model."""
+    from .export.lora_layer import lora_layer
+
+    return lora_layer(target, adapter_name, **kwargs) or original(target, adapter_name, *args, **kwargs)
 
 
 def _write_our_cards() -> None:

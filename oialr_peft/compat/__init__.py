@@ -11,6 +11,8 @@ it can go. Functions that are replaced for the whole process, by `patch.patch`:
     PeftModel.load_adapter, .from_pretrained,        a tuner does not see a file before layers are made from its
     PeftAdapterMixin.load_adapter (transformers)     config; once PEFT has a hook for it
     PeftConfigMixin.from_json_file                   a damaged config fails without the file's name; once it has it
+    dispatch_default of peft.tuners.lora.model       LoRA knows no two-factor layer; once PEFT has a public table of
+                                                     layers for it
     PretrainedConfig.from_dict, .to_dict,            plain transformers must not load a compressed model as a dense
     .to_diff_dict (transformers)                     one; once a config can name the package that it needs
 """

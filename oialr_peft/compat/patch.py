@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 
 
-def patch(owner: type, name: str, hook: Callable) -> None:
+def patch(owner: type | ModuleType, name: str, hook: Callable) -> None:
     """Have `owner.name` call `hook(original, ...)`, where `original` is the function that stood there before.
 
     Once, however often it is asked for. A name that the library no longer has is passed over, so that what needs no
@@ -26,6 +27,6 @@ def patch(owner: type, name: str, hook: Callable) -> None:
     setattr(owner, name, classmethod(replacement) if isinstance(found, classmethod) else replacement)
 
 
-def is_patched(owner: type, name: str) -> bool:
+def is_patched(owner: type | ModuleType, name: str) -> bool:
     """Whether `patch` has replaced this function."""
     return hasattr(getattr(owner, name, None), "oialr_patch")

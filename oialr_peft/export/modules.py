@@ -59,7 +59,8 @@ def _is_short(x: torch.Tensor) -> bool:
 
 def _is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether nothing would be missed by taking the layer's tensors: no adapter, no quantisation, no hook."""
-    return type(layer) is nn.Linear and not has_hooks(layer) and "forward" not in vars(layer)
+    plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter  # torchao puts tensors of its own there
+    return plain and not has_hooks(layer) and "forward" not in vars(layer)
 
 
 def _turned(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -77,3 +77,15 @@ def test_other_dtypes_and_recorded_graphs_go_by_the_layers(ways):
         assert run(torch.randn(60, 20)).shape == (60, 30)
         assert run(x).shape == (16, 30)
     assert ways == []
+
+
+@pytest.mark.parametrize("rows", [16, 60])
+def test_quantised_factors_go_by_the_layers(rows, ways):
+    quantization = pytest.importorskip("torchao.quantization")
+    layer, x = factored(), torch.randn(rows, 20)
+    expected = layer(x)
+    ways.clear()
+    config = quantization.Int8WeightOnlyConfig()
+    quantization.quantize_(layer, config)
+    torch.testing.assert_close(layer(x), expected, rtol=0.05, atol=0.05)
+    assert ways == []
