@@ -14,7 +14,7 @@ JOBS ?= 2
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: demo autoformer test test-isa test-slow test-peft test-lowest lint card benchmarks gpu clean
+.PHONY: demo autoformer test test-isa test-slow test-peft test-lowest lint card benchmarks gpu dist clean
 
 demo: $(VENV)/.installed  ## handwritten digits, dense and OIALR, in about a minute
 	$(KEEP_BUFFERS) $(BIN)/python examples/demo/run.py --output outputs/demo
@@ -66,6 +66,15 @@ GPU_PYTHON ?= $(BIN)/python
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.installed)  ## measure on a GPU what has no results yet; TINY=1: try it on a CPU
 	PYTHONPATH=. $(if $(TINY),OMP_NUM_THREADS=1) $(GPU_PYTHON) examples/gpu/run.py $(if $(TINY),--tiny --results outputs/gpu-tiny) $(if $(DATA),--data $(DATA))
 
+dist: $(VENV)/.installed  ## wheel and sdist, checked, and the quick start run with the wheel in an empty environment
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dist]"
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv --clear $(VENV)-dist
+	$(VENV)-dist/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	folder=$$(mktemp -d) && $(VENV)-dist/bin/python -I tests/quick_start.py $$folder && rm -r $$folder
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -73,4 +82,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs build *.egg-info
+	rm -rf $(VENV) $(VENV)-dist outputs build dist *.egg-info

@@ -4,36 +4,21 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from datasets import Dataset
 
-from tests.conftest import tiny_bert
+from tests import quick_start
 from tests.test_import_rules import LEVELS, PACKAGE
 
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-
-
 def test_the_quick_start_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tiny_bert().save_pretrained("base")
-    code = blocks("python")[0]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 12
-    changed = code.replace('"google-bert/bert-base-uncased"', '"base"').replace(
-        "update_interval=100", "update_interval=2"
-    )
-    changed = changed.replace('TrainingArguments("out")', 'TrainingArguments("out", use_cpu=True, report_to="none")')
-    assert changed != code
-    ids = torch.randint(1, 48, (64, 6)).tolist()
-    namespace = {"dataset": Dataset.from_dict({"input_ids": ids, "labels": [0, 1] * 32}).with_format("torch")}
-    exec(changed, namespace)
+    names = quick_start.run(tmp_path)
+    assert len([line for line in names["code"].splitlines() if line.strip()]) <= 12
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").exists()
-    assert namespace["trainer"].state.global_step == 24
-    assert sum(namespace["model"].base_model.ranks().values()) < 13 * 16
+    assert names["trainer"].state.global_step == 24
+    assert sum(names["model"].base_model.ranks().values()) < 13 * 16
 
 
 def test_the_commands_exist():
