@@ -14,7 +14,7 @@ JOBS ?= 2
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: demo autoformer test test-isa test-slow test-peft test-lowest lint card benchmarks gpu dist clean
+.PHONY: demo autoformer test test-isa test-slow test-peft test-lowest lint card benchmarks gpu docs dist clean
 
 demo: $(VENV)/.installed  ## handwritten digits, dense and OIALR, in about a minute
 	$(KEEP_BUFFERS) $(BIN)/python examples/demo/run.py --output outputs/demo
@@ -65,6 +65,10 @@ benchmarks: $(VENV)/.installed  ## every measurement of examples/benchmarks and 
 GPU_PYTHON ?= $(BIN)/python
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.installed)  ## measure on a GPU what has no results yet; TINY=1: try it on a CPU
 	PYTHONPATH=. $(if $(TINY),OMP_NUM_THREADS=1) $(GPU_PYTHON) examples/gpu/run.py $(if $(TINY),--tiny --results outputs/gpu-tiny) $(if $(DATA),--data $(DATA))
+
+docs: $(VENV)/.installed  ## the pages of docs/ as a site in outputs/docs; readable without network
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 dist: $(VENV)/.installed  ## wheel and sdist, checked, and the quick start run with the wheel in an empty environment
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dist]"
