@@ -57,8 +57,11 @@ class OIALRConfig(PeftConfig):
         target_size: share in (0, 1) of the whole model's dense parameters, embeddings counted, that the compressed
             checkpoint is to hold at the end. The ranks of all layers are then chosen together, at every update for all
             layers, and the last cut comes after two thirds of the run. `None` (default): each layer by `sigma_cutoff`.
-        sigma_cutoff: drop singular values below this share of the largest (β), in [0, 1), default 0.1. Raise it to end
-            smaller; 0 never cuts.
+        rank_rule: below what singular values are dropped. `"relative"` (default, the paper's): the share
+            `sigma_cutoff` of the layer's largest. `"energy"`: that share of their root mean square, for spectra with
+            outliers. `"optimal"`: what looks like noise (Gavish and Donoho 2014), in one cut per layer.
+        sigma_cutoff: drop singular values below this share (β) of what `rank_rule` says, in [0, 1), default 0.1. Raise
+            it to end smaller; 0 never cuts.
         layer_step: share of layers that joins at each update, last layers first (α), in (0, 1], default 0.1.
         max_cut: at most this share of a layer's rank goes per update, in [0, 1], default 0.5.
         min_rank: floor of the rank as a share of min(out, in), in [0, 1], never under 1. Default 0.01.
@@ -92,6 +95,9 @@ class OIALRConfig(PeftConfig):
     )
     target_size: float | None = field(
         default=None, metadata=_help("Share of the dense parameters that the compressed model is to hold.")
+    )
+    rank_rule: Literal["relative", "energy", "optimal"] = field(
+        default="relative", metadata=_help("Singular values are cut relative to: relative, energy or optimal.")
     )
     sigma_cutoff: float = field(default=0.1, metadata=_help("Drop singular values below this share of the largest."))
     layer_step: float = field(default=0.1, metadata=_help("Share of layers that joins per update, last first."))

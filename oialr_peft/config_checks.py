@@ -21,6 +21,7 @@ def check(config: OIALRConfig) -> None:
     _check_counts(config)
     _check_choices(config)
     _check_bases(config)
+    _check_rank_rule(config)
     if config.target_size is not None:
         _check_target(config)
 
@@ -67,7 +68,12 @@ def _check_choices(config: OIALRConfig) -> None:
             raise TypeError(f"`{name}` must be a number in {interval}; got {value!r}.")
         if not (math.isfinite(value) and inside(value)):
             raise ValueError(f"`{name}` must be in {interval}; got {value}.")
-    choices = {"moments": ("rotate", "slice", "reset"), "init": ("svd", "lowrank"), "bases": ("frozen", "longer")}
+    choices = {
+        "moments": ("rotate", "slice", "reset"),
+        "init": ("svd", "lowrank"),
+        "bases": ("frozen", "longer"),
+        "rank_rule": ("relative", "energy", "optimal"),
+    }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(config, name)!r}.")
@@ -100,10 +106,22 @@ def _check_target(config: OIALRConfig) -> None:
         )
     if not 0 < config.target_size < 1:
         raise ValueError(f"`target_size` must be in (0, 1); got {config.target_size}.")
+    for name, value in _given(config, "rank_rule", "sigma_cutoff", "layer_step", "max_cut"):
+        raise ValueError(
+            f"`{name}={value!r}` has no effect with `target_size`, which chooses the ranks of all layers together "
+            f"from the size. Leave `{name}` out, or leave `target_size` out."
+        )
+
+
+def _check_rank_rule(config: OIALRConfig) -> None:
+    for name, value in _given(config, "sigma_cutoff", "max_cut") if config.rank_rule == "optimal" else ():
+        raise ValueError(
+            f"`{name}={value!r}` has no effect with rank_rule='optimal', which tells noise by the median and drops "
+            f"all of it at once. Leave `{name}` out, or use rank_rule='relative' or 'energy'."
+        )
+
+
+def _given(config: OIALRConfig, *names: str) -> list[tuple[str, object]]:
+    """Of these fields those that are not at their defaults."""
     defaults = {field.name: field.default for field in fields(config)}
-    for name in ("sigma_cutoff", "layer_step", "max_cut"):
-        if (value := getattr(config, name)) != defaults[name]:
-            raise ValueError(
-                f"`{name}={value}` has no effect with `target_size`, which chooses the ranks of all layers together "
-                f"from the size. Leave `{name}` out, or leave `target_size` out."
-            )
+    return [(name, getattr(config, name)) for name in names if getattr(config, name) != defaults[name]]

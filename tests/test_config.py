@@ -42,6 +42,7 @@ from oialr_peft import OIALRConfig
         ("init", "qr", ValueError, "`init` must be one of svd, lowrank"),
         ("train_rest", 1, TypeError, "`train_rest` must be True or False"),
         ("keep_base_weights", "yes", TypeError, "`keep_base_weights`"),
+        ("rank_rule", "median", ValueError, "must be one of relative, energy, optimal; got 'median'"),
         ("layers_pattern", "layers", ValueError, "no effect without `layers_to_transform`"),
     ],
 )
@@ -50,10 +51,18 @@ def test_bad_values_are_refused_by_name(field, value, error, words):
         OIALRConfig(**{field: value})
 
 
-@pytest.mark.parametrize("setting", [{"sigma_cutoff": 0.3}, {"layer_step": 1.0}, {"max_cut": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "setting", [{"sigma_cutoff": 0.3}, {"layer_step": 1.0}, {"max_cut": 0.1}, {"rank_rule": "energy"}], ids=str
+)
 def test_what_target_size_decides_is_not_given_beside_it(setting):
     with pytest.raises(ValueError, match=f"`{next(iter(setting))}=.* has no effect with `target_size`"):
         OIALRConfig(target_size=0.5, **setting)
+
+
+@pytest.mark.parametrize("setting", [{"sigma_cutoff": 0.3}, {"max_cut": 0.1}], ids=str)
+def test_the_optimal_rule_takes_no_cutoff(setting):
+    with pytest.raises(ValueError, match=f"`{next(iter(setting))}=.* has no effect with rank_rule='optimal'"):
+        OIALRConfig(rank_rule="optimal", **setting)
 
 
 def test_layers_to_transform_with_a_regex_is_refused():

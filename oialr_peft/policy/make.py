@@ -47,7 +47,8 @@ def policies_of(config: OIALRConfig, total_steps: int | None, rest: int = 0) -> 
 
 def _ranks(config: OIALRConfig, schedule: Schedule, total_steps: int | None, rest: int) -> RankRule | TargetSize:
     if config.target_size is None:
-        return RankRule(config.sigma_cutoff, config.max_cut, config.min_rank, config.rank_multiple)
+        cuts = config.sigma_cutoff, config.max_cut, config.min_rank, config.rank_multiple
+        return RankRule(*cuts, config.rank_rule)
     if total_steps is None:
         raise ValueError(
             f"`target_size={config.target_size}` is approached over the run, whose length is not known here. "

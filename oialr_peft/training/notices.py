@@ -59,16 +59,25 @@ def large_drop(report: UpdateReport, config: OIALRConfig) -> str | None:
         return None
     worst = max(large, key=large.__getitem__)
     before, after = report.changed[worst]
-    ways = (
-        "`sigma_cutoff` is a share of the largest singular value, so one outlier makes all others look small. Lower "
-        f"`sigma_cutoff` (now {config.sigma_cutoff:g}) or `max_cut` (now {config.max_cut:g})."
-        if config.target_size is None
-        else f"`target_size={config.target_size}` asks for it. Update more often, train longer, or ask for more."
-    )
     return (
         f"The OIALR update at step {report.step} dropped more than {LARGE_DROP:.0%} of the energy (squared norm) of "
-        f"{len(large)} layers, most of '{worst}': {large[worst]:.0%}, rank {before} to {after}. {ways} Later cuts are "
-        "in the logs as `oialr/max_dropped_energy`."
+        f"{len(large)} layers, most of '{worst}': {large[worst]:.0%}, rank {before} to {after}. {_ways(config)} Later "
+        "cuts are in the logs as `oialr/max_dropped_energy`."
+    )
+
+
+def _ways(config: OIALRConfig) -> str:
+    """What asks for large cuts, and how to ask for less."""
+    if config.target_size is not None:
+        return f"`target_size={config.target_size}` asks for it. Update more often, train longer, or ask for more."
+    if config.rank_rule == "optimal":
+        return "rank_rule='optimal' takes it for noise. Use another rule where the loss does not come back."
+    lower = f"Lower `sigma_cutoff` (now {config.sigma_cutoff:g}) or `max_cut` (now {config.max_cut:g})"
+    if config.rank_rule == "energy":
+        return f"{lower}."
+    return (
+        "`sigma_cutoff` is a share of the largest singular value, so one outlier makes all others look small. "
+        f"{lower}, or use rank_rule='energy'."
     )
 
 

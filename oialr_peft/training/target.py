@@ -74,15 +74,15 @@ def starts_below(size: ModelSize, config: OIALRConfig, weights: Weights) -> str 
     )
 
 
-def missed(size: ModelSize, config: OIALRConfig, weights: Weights, policies: Policies, step: int) -> str | None:
+def missed(size: ModelSize, weights: Weights, policies: Policies, step: int) -> str | None:
     """The run ended above the size that was asked for."""
     if not isinstance(policies.ranks, TargetSize):
         return None
     share = size.with_ranks(weights).share
-    if share <= (1 + TOLERANCE) * config.target_size:
+    if share <= (1 + TOLERANCE) * policies.ranks.share:
         return None
     return (
         f"This run ended at step {step} with {share:.1%} of the dense size instead of `target_size="
-        f"{config.target_size}`; the last cut was to come at step {policies.ranks.approach.last}. Train on, or give "
+        f"{policies.ranks.share}`; the last cut was to come at step {policies.ranks.approach.last}. Train on, or give "
         "the run its true length, so that the cuts come in time."
     )

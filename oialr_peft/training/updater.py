@@ -196,7 +196,7 @@ class OIALRUpdater:
     def summary(self) -> str:
         """How the run went, in three sentences; warns where half of the layers or more are no smaller than dense."""
         self._warn_once("no smaller", notices.no_smaller(self.weights, self.config))
-        self._warn_once("missed", target.missed(self._size, self.config, self.weights, self.policies, self.steps))
+        self._warn_once("missed", target.missed(self._size, self.weights, self.policies, self.steps))
         return notices.summary(self.weights, self._size.with_ranks(self.weights), self.steps)
 
     def _warn_once(self, kind: str, message: str | None) -> None:

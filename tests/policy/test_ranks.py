@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from oialr_peft.policy import RankRule, select_rank
+from oialr_peft.policy import LayerFacts, RankRule, select_rank
 
 
 FREE = RankRule(sigma_cutoff=0.1, max_cut=1.0, min_rank=0.0)
@@ -31,4 +31,39 @@ FREE = RankRule(sigma_cutoff=0.1, max_cut=1.0, min_rank=0.0)
     ],
 )
 def test_select_rank(values, rule, full, expected):
-    assert select_rank(torch.tensor(values, dtype=torch.float32), full, rule) == expected
+    spectrum = torch.tensor(values, dtype=torch.float32)
+    assert select_rank(spectrum, LayerFacts((full, full), spectrum.shape[-1], full), rule) == expected
+
+
+def spectrum_of(rows: int, cols: int, signal: list[float], noise: float = 1.0) -> torch.Tensor:
+    """Singular values of directions with these values in Gaussian noise, whose own reach about √rows + √cols."""
+    torch.manual_seed(0)
+    left, right = torch.linalg.qr(torch.randn(rows, len(signal))).Q, torch.linalg.qr(torch.randn(cols, len(signal))).Q
+    return torch.linalg.svdvals(left @ torch.diag(torch.tensor(signal)) @ right.mT + noise * torch.randn(rows, cols))
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(60, 60), (40, 160)])
+@pytest.mark.parametrize("outlier", [None, 1e5])
+def test_the_optimal_rule_keeps_what_rises_above_noise_whatever_the_outliers(rows, cols, outlier):
+    signal = [90.0, 70.0, 60.0, 55.0, 50.0]
+    spectrum = spectrum_of(rows, cols, signal if outlier is None else [outlier, *signal[1:]])
+    fact = LayerFacts((rows, cols), min(rows, cols), min(rows, cols))
+    rule = RankRule(0.1, 0.5, 0.0, kind="optimal")
+    assert select_rank(spectrum, fact, rule) == 5
+    assert select_rank(spectrum[:5], LayerFacts((rows, cols), 5, min(rows, cols)), rule) == 5
+
+
+def test_an_outlier_lifts_the_bar_of_the_energy_rule_less():
+    values = torch.tensor([100.0] + [1.0] * 999)
+    fact = LayerFacts((1000, 1000), 1000, 1000)
+    assert select_rank(values, fact, RankRule(0.1, 1.0, 0.0)) == 1
+    assert select_rank(values, fact, RankRule(0.1, 1.0, 0.0, kind="energy")) == 1000
+
+
+@pytest.mark.parametrize("kind", ["relative", "energy", "optimal"])
+def test_what_was_kept_is_kept_again(kind):
+    fact, rule = LayerFacts((60, 60), 60, 60), RankRule(0.4, 1.0, 0.0, kind=kind)
+    spectrum = spectrum_of(60, 60, [90.0, 70.0, 60.0, 55.0, 50.0])
+    kept = select_rank(spectrum, fact, rule)
+    assert 1 < kept < 60
+    assert select_rank(spectrum[:kept], LayerFacts((60, 60), kept, 60), rule) == kept
