@@ -217,6 +217,17 @@ def test_autocast_adapter_dtype_false_stores_the_factors_in_the_base_dtype():
     assert model(torch.randn(3, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("rank", "most"), [(None, 3.0), (0.25, 1.4)])
+def test_bfloat16_factors_are_held_in_their_own_bytes(rank, most):
+    """u, sigma and vh at full rank; at a quarter two quarters and a sixteenth of a square weight, more of others."""
+    base = MLP(dtype=torch.bfloat16)
+    dense = sum(p.nbytes for p in base.parameters())
+    config = OIALRConfig(r=rank, train_rest=True)
+    model = get_peft_model(base, config, autocast_adapter_dtype=False)
+    held = [*model.parameters(), *model.buffers()]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in held) <= most * dense
+
+
 def test_lowrank_initialisation_of_a_large_layer():
     torch.manual_seed(0)
     mlp = MLP(width=24)
