@@ -29,8 +29,9 @@ test: $(VENV)/.installed  ## the suite, about ten minutes on two cores; JOBS=1 t
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
-test-peft: $(VENV)/.installed  ## PEFT's own custom-model suite over OIALRConfig, about a minute and a half
+test-peft: $(VENV)/.installed  ## PEFT's own custom-model suite over OIALRConfig, in both modes, about three minutes
 	$(BIN)/python tests/peft_suite/run.py
+	$(BIN)/python tests/peft_suite/run.py --residual
 
 test-isa: $(VENV)/.installed  ## both suites as on other processors: two older instruction sets, then two threads
 	$(ISA_OLD) $(MAKE) test

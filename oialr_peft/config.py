@@ -15,7 +15,8 @@ Rank = int | float | None
 Names = list[str] | set[str] | str | None
 
 
-FORMAT_VERSION = 1  # of saved adapters: names and shapes of tensors, and the fields that loading needs
+FORMAT_VERSION = 2  # of saved adapters: names and shapes of tensors, and the fields that loading needs
+RESIDUAL_RANK = 32  # where `r` is not given
 
 
 def _help(text: str) -> dict[str, str]:
@@ -51,6 +52,12 @@ class OIALRConfig(PeftConfig):
             dense training's. Set it when training from scratch.
         freeze_bases: with `bases="longer"`, the step, or share of the run in (0, 1), from which on both bases are
             frozen and sigma alone trains. `None` (default): never.
+        residual: fine-tune as LoRA does: W stays whole, or quantised, and u @ sigma @ vh is what is added to it, zero
+            at first. u and vh are the `r` leading singular directions of W and stay; sigma's r x r values train.
+            Ranks and bases do not change, nothing gets smaller, and several adapters add up. `r=None` is 32 then, or
+            the full rank where that is less. Default `False`. Set it for many small adapters on one base.
+        save_bases: with `residual`, save u and vh too (default): the file is about half of a LoRA's of the same rank.
+            `False` saves sigma alone; loading then decomposes the base's weights again, and refuses another base.
         lr_scale: scale of sigma's step, so that one learning rate serves every rank: `"match"` (default) gives it the
             size of a dense weight's, by the rule of the optimizer's kind; `"none"` leaves it as the optimizer does,
             as in the paper and in adapters saved before there was this field; a number is a constant scale.
@@ -114,6 +121,8 @@ class OIALRConfig(PeftConfig):
     freeze_bases: int | float | None = field(
         default=None, metadata=_help("Step, or share of the run, from which both bases are frozen.")
     )
+    residual: bool = field(default=False, metadata=_help("Sigma is a change, added to a base that stays."))
+    save_bases: bool = field(default=True, metadata=_help("With residual: save u and vh, or sigma alone."))
     lr_scale: str | float = field(default="match", metadata=_help("Scale of sigma's step: match, none, or a number."))
     moments: Literal["rotate", "slice", "reset"] = field(
         default="rotate", metadata=_help("Optimizer moments at an update: rotate, slice or reset.")
@@ -125,7 +134,7 @@ class OIALRConfig(PeftConfig):
     one_sided: dict[str, str] | None = field(
         default=None, metadata=_help("Written when saving: the side that trains, by module. Not for users.")
     )
-    format_version: int = field(default=FORMAT_VERSION, metadata=_help("Of saved adapters. Not for users."))
+    format_version: int = field(default=1, metadata=_help("Of saved adapters. Not for users."))
 
     def __post_init__(self):
         super().__post_init__()
@@ -140,6 +149,8 @@ class OIALRConfig(PeftConfig):
                 f"{FORMAT_VERSION}. Upgrade it: `pip install -U oialr-peft`."
             )
         check(self)
+        if self.residual:
+            self.format_version = FORMAT_VERSION  # for earlier versions these files would be whole weights
 
     @property
     def frees_base(self) -> bool:

@@ -22,6 +22,7 @@ def check(config: OIALRConfig) -> None:
     _check_choices(config)
     _check_bases(config)
     _check_rank_rule(config)
+    _check_residual(config)
     if config.target_size is not None:
         _check_target(config)
 
@@ -77,7 +78,7 @@ def _check_choices(config: OIALRConfig) -> None:
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(config, name)!r}.")
-    for name in ("init_weights", "keep_first_layer", "keep_last_layer", "train_rest"):
+    for name in ("init_weights", "keep_first_layer", "keep_last_layer", "train_rest", "residual", "save_bases"):
         if not isinstance(getattr(config, name), bool):
             raise TypeError(f"`{name}` must be True or False; got {getattr(config, name)!r}.")
     if config.keep_base_weights not in (None, True, False):
@@ -125,3 +126,21 @@ def _given(config: OIALRConfig, *names: str) -> list[tuple[str, object]]:
     """Of these fields those that are not at their defaults."""
     defaults = {field.name: field.default for field in fields(config)}
     return [(name, getattr(config, name)) for name in names if getattr(config, name) != defaults[name]]
+
+
+def _check_residual(config: OIALRConfig) -> None:
+    if not config.residual:
+        if not config.save_bases:
+            raise ValueError(
+                "`save_bases=False` needs `residual=True`: otherwise bases turn, and no base model has them."
+            )
+        return
+    for name, allowed, reason in (
+        ("delay", (0,), "the bases are those of the base model, from the first step on"),
+        ("train_rest", (False,), "the base model stays as it is"),
+        ("keep_base_weights", (None, True), "the base weight is the residual"),
+        ("target_size", (None,), "the model stays as large as it is"),
+        ("bases", ("frozen",), "both bases stay"),
+    ):
+        if (value := getattr(config, name)) not in allowed:
+            raise ValueError(f"`{name}={value!r}` with `residual=True`: {reason}. Leave out one of the two.")

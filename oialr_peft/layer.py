@@ -8,15 +8,15 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from .base_weight import BaseWeight
 from .compat.peft_ import check_adapters_to_merge
-from .compat.torch_ import plain_name, set_parameter
-from .kinds import Kind
-from .linalg import Factors
+from .compat.torch_ import plain_name
+from .kinds import Kind, is_quantised
 from .weights import FROZEN, SLOTS, TRAINED, VH, AdaptedWeight, Form, U
 from .workers.sharding import is_sharded
 
 
-class OIALRLayer(BaseTunerLayer, nn.Module):
+class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
     """A plain layer whose weight OIALR adapters replace. What a kind of layer does is in kinds/, what a weight is in
     weights/; here PEFT's calls find their way there.
 
@@ -38,12 +38,12 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             setattr(self, slot.name, slot.store())
         self.kind = kind
         self.weights: dict[str, AdaptedWeight] = {}
-        self.weight_shape: tuple[int, ...] = tuple(self.base_weight.shape)
         self.matrix_shape = kind.matrix_shape(base_layer)
+        quantised = is_quantised(base_layer)  # and maybe packed
+        self.weight_shape: tuple[int, ...] = self.matrix_shape if quantised else tuple(self.base_weight.shape)
         self.in_attention = self.is_read = False
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
-        self._unmerged_weight: torch.Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         """What models read of a layer that they call, such as a convolution's stride, comes from the layer itself."""
@@ -60,8 +60,11 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         names = [name for name in self.active_adapters if name in self.weights]
         if not self.is_read or self.merged or self.disable_adapters or not names:
             return self.base_weight
-        weight = self.weights[_only(names)]
-        return weight.factors.compose().to(self.base_weight.dtype).reshape(weight.shape)
+        first, *others = self._together(names)
+        product = first.factors.compose().reshape(first.shape)
+        if first.base is not None:
+            product = product + sum(other.factors.compose().reshape(first.shape) for other in others) + first.base()
+        return product.to(self.base_weight.dtype)
 
     @property
     def in_features(self) -> int:
@@ -74,15 +77,12 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
 
     # -- life of an adapter ------------------------------------------------------------------------------------
 
-    def add_weight(self, adapter: str, factors: Factors, *, free_base: bool, awaits_file: bool = False) -> None:
-        """Give an adapter its weight, from then on in the place of the base weight, whose memory may be freed."""
+    def add_weight(self, adapter: str, *, residual: bool, **facts: Any) -> None:
+        """Give an adapter its weight: in the place of the base weight or, if that is a `residual`, beside it."""
         stores = {slot.name: getattr(self, slot.name) for slot in SLOTS}
-        self.weights[adapter] = AdaptedWeight(
-            adapter, stores, self.weight_shape, self.matrix_shape, factors, awaits_file=awaits_file
-        )
-        if free_base:
-            empty = self.base_weight.detach().new_empty(0)  # not None: adapters are moved to its device
-            set_parameter(self.get_base_layer(), "weight", nn.Parameter(empty, requires_grad=False))
+        base = self.plain_base if residual else None
+        weight = AdaptedWeight(adapter, stores, self.weight_shape, self.matrix_shape, base=base, **facts)
+        self.weights[adapter] = weight
 
     def delete_adapter(self, adapter_name: str) -> None:
         if weight := self.weights.get(adapter_name):
@@ -99,7 +99,11 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
 
     def lower_dtype(self, adapter: str) -> None:
         """Hold the adapter in the dtype of the base weight, for `autocast_adapter_dtype=False`."""
-        self.weights[adapter].to(device=self.base_weight.device, dtype=self.base_weight.dtype)
+        weight, dtype = self.weights[adapter], self.base_weight.dtype
+        if weight.base is None:
+            weight.to(device=self.base_weight.device, dtype=dtype)
+        elif dtype.is_floating_point:  # else packed; the bases are held in a short one anyway
+            weight.core.data = weight.core.data.to(dtype)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Take ranks from the shapes that come in, before the dicts below are filled from the same state dict."""
@@ -118,32 +122,12 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
             state_dict.setdefault(f"{prefix}base_layer.weight", self.base_weight.detach())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    # -- the base ----------------------------------------------------------------------------------------------
-
-    @property
-    def base_weight(self) -> nn.Parameter:
-        """The weight of the layer that is wrapped; empty once it was freed."""
-        return cast(nn.Parameter, self.get_base_layer().weight)
-
-    @property
-    def base_is_freed(self) -> bool:
-        weight = self._unmerged_weight if self.merged else self.base_weight
-        return weight is not None and weight.numel() == 0
-
-    def check_base(self, action: str) -> None:
-        """Raise if the dense base weight, which `action` needs, was freed."""
-        if self.base_is_freed:
-            raise RuntimeError(
-                f"The dense base weight of this {type(self.get_base_layer()).__name__} was freed, so {action} is "
-                "impossible. Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
-            )
+    # -- forward -----------------------------------------------------------------------------------------------
 
     def enable_adapters(self, enabled: bool) -> None:
         if not enabled:
             self.check_base("disabling the adapter")
         super().enable_adapters(enabled)
-
-    # -- forward -----------------------------------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the base layer, in the dtype of x; under autocast in autocast's dtype."""
@@ -155,23 +139,38 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         if self.disable_adapters or not names:
             self.check_base("running the layer without an adapter")
             return self.base_layer(x, *args, **kwargs)
-        weight = self.weights[_only(names)]
+        weights = self._together(names)
+        if weights[0].base is None:
+            y = self._product(x, weights[0], cast(torch.Tensor | None, self.get_base_layer().bias))
+            return y if torch.is_autocast_enabled(x.device.type) and y.dtype != torch.float64 else y.to(x.dtype)
+        y = self.base_layer(x, *args, **kwargs)
+        for weight in weights:
+            y = y + self._product(x, weight, None).to(y.dtype)
+        return y
+
+    def _product(self, x: torch.Tensor, weight: AdaptedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+        """The product with core and bases, in the core's dtype or autocast's."""
         weight.check_filled()
         factors, base = weight.factors, self.get_base_layer()
-        bias = cast(torch.Tensor | None, base.bias)
-        if torch.is_autocast_enabled(x.device.type) and factors.core.dtype != torch.float64:
+        dtype = factors.core.dtype
+        if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             if not weight.is_factored:  # by autocast itself, which keeps one cast weight for several calls
                 return self.kind.multiply(base, x, factors, bias)
-            return self._multiply(x, factors, bias, torch.get_autocast_dtype(x.device.type))
-        return self._multiply(x, factors, bias, factors.core.dtype).to(x.dtype)
-
-    def _multiply(
-        self, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """The forward in `dtype`, always cast: autocast does not reach into the backward of our own functions."""
-        factors = factors._replace(core=factors.core.to(dtype))
+            dtype = torch.get_autocast_dtype(x.device.type)
+        # Always cast: autocast does not reach into the backward of our own functions.
         bias = None if bias is None else bias.to(dtype)
-        return self.kind.multiply(self.get_base_layer(), x.to(dtype), factors, bias)
+        return self.kind.multiply(base, x.to(dtype), factors._replace(core=factors.core.to(dtype)), bias)
+
+    def _together(self, names: list[str]) -> list[AdaptedWeight]:
+        """The weights of these adapters, of which several may act together only where each adds to the base."""
+        weights = [self.weights[name] for name in names]
+        if len(weights) > 1 and any(weight.base is None for weight in weights):
+            raise ValueError(
+                "An OIALR adapter replaces the weight of a layer, so one can be active or merged at a time; got "
+                f"{names}. Choose one with `set_adapter`; `unmerge_adapter` takes back a merged one. Those of "
+                "OIALRConfig(residual=True) add up."
+            )
+        return weights
 
     # -- merging -----------------------------------------------------------------------------------------------
 
@@ -179,19 +178,28 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
         """Put the adapter's weight in the place of the base weight, which is kept aside for `unmerge`.
 
         Raises:
-            ValueError: another adapter is merged, or `safe_merge` and the merged weight is not finite; the base weight
-                is then unchanged.
+            ValueError: another adapter is merged that does not add to the base, the base is quantised, or `safe_merge`
+                and the merged weight is not finite; the base weight is then unchanged.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.weights]
         if not names:
             return
-        adapter = _only([*self.merged_adapters, *names])
-        weight = self.weights[adapter].dense(self.base_weight.dtype)
-        if safe_merge and not bool(torch.isfinite(weight).all()):
-            raise ValueError(f"The merged weight of adapter {adapter!r} is not finite; the adapter seems broken.")
-        self._unmerged_weight = self.base_weight.data
-        self.base_weight.data = weight
-        self.merged_adapters.append(adapter)
+        weights = self._together([*self.merged_adapters, *names])
+        if is_quantised(self.get_base_layer()):
+            raise ValueError(
+                f"The weight of this {type(self.get_base_layer()).__name__} is quantised and cannot take the change "
+                f"of adapter {names[0]!r}. Load the model in float32 or bfloat16 with the adapter, and merge there."
+            )
+        wide = torch.promote_types(self.base_weight.dtype, torch.float32)  # in which several are added
+        merged = weights[0].dense(self.base_weight.dtype if len(weights) == 1 else wide)
+        for weight in weights[1:]:
+            merged = merged + weight.change(wide)
+        if safe_merge and not bool(torch.isfinite(merged).all()):
+            raise ValueError(f"The merged weight of adapter {names[0]!r} is not finite; the adapter seems broken.")
+        if self._unmerged_weight is None:
+            self._unmerged_weight = self.base_weight.data
+        self.base_weight.data = merged.to(self.base_weight.dtype)
+        self.merged_adapters += names
 
     def unmerge(self) -> None:
         """Put the base weight back, bit for bit."""
@@ -207,8 +215,10 @@ class OIALRLayer(BaseTunerLayer, nn.Module):
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """W - W0 in float32, in the shape of the stored weight."""
-        base = self.base_weight if self._unmerged_weight is None else self._unmerged_weight
-        return self.weights[adapter].dense(torch.float32) - base.detach().float()
+        weight = self.weights[adapter]
+        if weight.base is not None:
+            return weight.change(torch.float32)
+        return weight.dense(torch.float32) - self.plain_base().detach().float()
 
     def _get_name(self) -> str:
         return f"oialr.{self.kind.name}"
@@ -236,12 +246,3 @@ def adapted_weights(model: nn.Module) -> dict[str, AdaptedWeight]:
         for adapter in layer.active_adapters
         if adapter in layer.weights
     }
-
-
-def _only(names: list[str]) -> str:
-    if len(names) > 1:
-        raise ValueError(
-            "An OIALR adapter replaces the weight of a layer, so one can be active or merged at a time; got "
-            f"{names}. Choose one with `set_adapter`; `unmerge_adapter` takes back a merged one."
-        )
-    return names[0]

@@ -68,10 +68,16 @@ class UpdateWatch:
             f"{self.limit}. Ranks and bases stay as they are. {WAY_OUT}"
             if self._attended
             else "An optimizer trains an OIALR adapter, but no OIALR update was made or is to come: there is no "
-            f"OIALRCallback or OIALRUpdater for it. Ranks and bases stay as they are. {WAY_OUT}",
+            f"OIALRCallback or OIALRUpdater for it. {self._lost(weight)} {WAY_OUT}",
             OIALRWarning,
             stacklevel=5,
         )
+
+    @staticmethod
+    def _lost(weight: AdaptedWeight) -> str:
+        if weight.base is None:
+            return "Ranks and bases stay as they are."
+        return "The size of sigma's steps is not matched to a dense weight's (`lr_scale`), so they are small."
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         if (copy := memo.get(id(self._weight()))) is not None:

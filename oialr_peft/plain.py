@@ -104,11 +104,12 @@ def model_size(model: nn.Module) -> ModelSize:
     """The size of a model with its active adapter, from shapes alone; also wrapped, or sharded over processes."""
     state, weights = model.state_dict(keep_vars=True), adapted_weights(model)
     wrapped = {f"{n}.base_layer.weight" for n, module in model.named_modules() if isinstance(module, OIALRLayer)}
-    rest = {id(state[key]): key for key in plain_names(model) if key not in wrapped}
+    rest = {id(state[key]): key for key in plain_names(model) if not key.startswith(tuple(wrapped) or "\0")}
+    modules = dict(model.named_modules())  # bitsandbytes' keys go beyond them
     embeddings = other = Amount(0, 0)
     for key in rest.values():
         count, each = state[key].numel(), state[key].element_size()
-        if isinstance(model.get_submodule(key.rpartition(".")[0]), nn.Embedding):
+        if isinstance(modules.get(key.rpartition(".")[0]), nn.Embedding):
             embeddings = embeddings.plus(count, each)
         else:
             other = other.plus(count, each)

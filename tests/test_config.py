@@ -23,7 +23,7 @@ from oialr_peft import OIALRConfig
         ("delay", -1, ValueError, "`delay` must be at least 0"),
         ("delay", 1.5, ValueError, "`delay` as a float is a share of the run"),
         ("update_interval", 0, ValueError, "`update_interval` must be at least 1 optimizer steps; got 0"),
-        ("format_version", 2, ValueError, "format version 2; this oialr_peft reads versions up to 1"),
+        ("format_version", 3, ValueError, "format version 3; this oialr_peft reads versions up to 2"),
         ("rank_multiple", 0, ValueError, "`rank_multiple` must be at least 1 singular values; got 0"),
         ("update_interval", "2", TypeError, "must be a number of optimizer steps or a share of the run"),
         ("sigma_cutoff", 1.0, ValueError, r"`sigma_cutoff` must be in \[0, 1\); got 1.0"),

@@ -25,6 +25,7 @@ LEVELS = {
     "moments": 2,
     "kinds": 1,
     "weights": 2,
+    "base_weight": 2,
     "layer": 3,
     "plain": 4,
     "checkpoint": 4,

@@ -98,10 +98,19 @@ def check_saved(model_id: str | os.PathLike, *, values: bool = False, download: 
             _check_weights(file)
             if values:
                 check_factors_of(file)
+                _refuse_without_bases(file)
     elif b'"OIALR"' in _read(folder / _CONFIG):
         if os.path.lexists(file) or not (folder / _PICKLED).is_file():
             raise FileNotFoundError(f"'{folder}' has no file {ADAPTER_WEIGHTS}. Save or download the adapter again.")
         _refuse_inflating(folder / _PICKLED)
+
+
+def _refuse_without_bases(file: Path) -> None:
+    if not (saved_config(read_header(file)[1], file) or {}).get("save_bases", True):
+        raise ValueError(
+            f"'{file}' was saved without its bases (`save_bases=False`), and transformers' `load_adapter` asks nobody "
+            "who could make them again. Use `PeftModel.from_pretrained(model, path)`, or save it with the bases."
+        )
 
 
 def _is_ours(file: Path) -> bool:
@@ -127,7 +136,7 @@ def _check_weights(file: Path) -> None:
         return
     header, metadata = read_header(file)
     saved = saved_config(metadata, file)
-    _check_parts(file, header, (saved or {}).get("one_sided") or {})
+    _check_parts(file, header, saved or {})
     if saved is not None and content_hash(file) != saved[HASH]:
         raise ValueError(
             f"'{file}' is damaged: its tensors are not those that were saved (another SHA-256). Save or download it "
@@ -136,15 +145,15 @@ def _check_weights(file: Path) -> None:
     _checked = key
 
 
-def _check_parts(file: Path, header: dict[str, Any], one_sided: dict[str, str]) -> None:
+def _check_parts(file: Path, header: dict[str, Any], saved: dict[str, Any]) -> None:
     held: dict[str, set[str]] = {}
     for key in header:
         name, _, part = key.rpartition(".")
         if part in PARTS:
             held.setdefault(name.removeprefix(PEFT_PREFIX), set()).add(part)
     for name, parts in held.items():
-        form = form_of(one_sided.get(name))
-        needed = {slot.name for slot in (form.core, *form.bases)}
+        form = form_of((saved.get("one_sided") or {}).get(name))
+        needed = {slot.name for slot in (form.core, *(form.bases if saved.get("save_bases", True) else ()))}
         if parts != {"oialr_weight"} and (missing := sorted(needed - parts)):
             raise ValueError(
                 f"The adapter file lacks the tensor '{name}.{missing[0]}' ('{file}'). It is incomplete or belongs to "

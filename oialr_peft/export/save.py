@@ -68,8 +68,8 @@ def save_compressed(
 
     Raises:
         TypeError: no active OIALR adapter, or not a transformers model.
-        ValueError: `path` is a file, a weight holds NaN, or tied weights of an encoder-decoder model were trained
-            apart.
+        ValueError: `path` is a file, the adapter is a residual one, a weight holds NaN, or tied weights of an
+            encoder-decoder model were trained apart.
         OSError: the folder cannot be written to, or the disk is full; the folder holds what it held before.
     """
     folder = Path(path)
@@ -83,6 +83,12 @@ def save_compressed(
         )
     if not adapted_weights(base):
         raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress.")
+    if any(weight.base is not None for weight in adapted_weights(base).values()):
+        raise ValueError(
+            "save_compressed writes weights as two small factors, and a residual adapter leaves them whole: nothing "
+            "would be smaller. Save the adapter with `save_pretrained`, or the model with `merge_and_unload()`; for a "
+            "smaller one train with OIALRConfig(residual=False), on the merged model if need be."
+        )
     small = compressed(base)
     with one_writer(base) as writes:
         if not writes:

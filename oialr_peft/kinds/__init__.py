@@ -2,7 +2,8 @@
 
 from .attention import PROJECTIONS, MultiheadAttention, is_attention, leave_fast_path, projection_weights
 from .kind import Kind
-from .table import KINDS, is_quantised, kind_of, unsupported_reason
+from .quantised import is_quantised, plain_weight, weight_bytes
+from .table import KINDS, kind_of, unsupported_reason
 
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "is_quantised",
     "kind_of",
     "leave_fast_path",
+    "plain_weight",
     "projection_weights",
     "unsupported_reason",
+    "weight_bytes",
 ]

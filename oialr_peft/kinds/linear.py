@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ..linalg import Factors
 from .kind import Kind
 from .product import linear
+from .quantised import is_quantised
 
 
 class Linear(Kind):
@@ -19,7 +20,7 @@ class Linear(Kind):
     takes_lora = True
 
     def matrix_shape(self, base: Any) -> tuple[int, ...]:
-        return tuple(base.weight.shape)
+        return self.features(base)[::-1] if is_quantised(base) else tuple(base.weight.shape)
 
     def features(self, base: nn.Linear) -> tuple[int, int]:
         return base.in_features, base.out_features

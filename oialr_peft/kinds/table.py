@@ -12,6 +12,7 @@ from .attention import is_attention
 from .conv import Conv
 from .kind import Kind
 from .linear import Linear, TransposedLinear
+from .quantised import can_be_read, is_quantised
 
 
 KINDS: tuple[Kind, ...] = (
@@ -30,29 +31,23 @@ def kind_of(layer: nn.Module) -> Kind | None:
     """The kind of a layer: that of its own class, or of the class whose forward it inherits or repeats unchanged."""
     if (type(layer).__module__, type(layer).__name__) in LIKE_LINEAR:
         return KINDS[0]
+    if can_be_read(layer):  # bitsandbytes' have a forward of their own
+        return KINDS[0]
     return next((k for k in KINDS if isinstance(layer, k.plain) and type(layer).forward is k.plain.forward), None)
 
 
-def is_quantised(layer: nn.Module) -> bool:
-    """Whether the layer holds integer or packed weights. Told by class too: 4-bit storage can have a float dtype."""
-    if hasattr(layer, "qweight") or hasattr(layer, "W_q"):
-        return True
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        return False
-    plain = type(weight) in (torch.Tensor, nn.Parameter) and type(weight.data) is torch.Tensor
-    return not plain or not weight.dtype.is_floating_point or weight.element_size() < 2
+def unsupported_reason(layer: nn.Module, residual: bool = False) -> str | None:
+    """Why a layer cannot be factorised, in words for an error message; None if it can.
 
-
-def unsupported_reason(layer: nn.Module) -> str | None:
-    """Why a layer cannot be factorised, in words for an error message; None if it can."""
-    if is_quantised(layer):
+    `residual`: its weight stays as it is, and may be quantised.
+    """
+    if is_quantised(layer) and not (residual and can_be_read(layer)):
         weight = getattr(layer, "weight", None)
         kind = f"{type(weight).__name__} of {weight.dtype}" if isinstance(weight, torch.Tensor) else "packed"
-        return (
-            f"holds quantised weights ({type(layer).__name__}, {kind}), which are not supported yet; load the model "
-            "in float32, bfloat16 or float16"
-        )
+        what = f"holds quantised weights ({type(layer).__name__}, {kind}), which are not supported yet"
+        if can_be_read(layer):
+            return f"{what} but by `OIALRConfig(residual=True)`; set it, or load the model in float32 or bfloat16"
+        return f"{what}; load the model in float32, bfloat16 or float16"
     if not is_attention(layer) and kind_of(layer) is None:
         return f"is a {type(layer).__module__}.{type(layer).__name__}; supported are {SUPPORTED}"
     return None

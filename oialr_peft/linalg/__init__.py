@@ -4,11 +4,14 @@ from .change import BasisChange, Transport
 from .cost import cheapest_order, forward_multiplications, rebuild
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, stored_size, working_dtype
 from .orthogonal import orthogonalise, polar, stability
+from .residual import HELD, Directions, leading_directions, probe_bases, same
 from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
 
 
 __all__ = [
+    "HELD",
     "BasisChange",
+    "Directions",
     "Factors",
     "Rotation",
     "Transport",
@@ -17,12 +20,15 @@ __all__ = [
     "factor_shapes",
     "factored_size",
     "forward_multiplications",
+    "leading_directions",
     "orthogonalise",
     "orthonormality_error",
     "polar",
+    "probe_bases",
     "rebuild",
     "rotate",
     "rotate_lowrank",
+    "same",
     "spectrum",
     "stability",
     "stored_size",

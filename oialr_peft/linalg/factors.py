@@ -22,7 +22,8 @@ class Factors(NamedTuple):
 
     def compose(self) -> torch.Tensor:
         """The weight (rows, cols), computed in `working_dtype` and cast once to the dtype of the core."""
-        product, *others = (part.to(working_dtype(part.dtype)) for part in self if part is not None)
+        dtype = working_dtype(self.core.dtype)  # bases may be held in a shorter one
+        product, *others = (part.to(dtype) for part in self if part is not None)
         for part in others:
             product = product @ part
         return product.to(self.core.dtype)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .bases import Bases
 from .ranks import RankRule
-from .schedule import LONGEST_INTERVAL, Approach, Schedule, default_interval, steps_of
+from .schedule import LONGEST_INTERVAL, NEVER, Approach, Schedule, default_interval, steps_of
 from .step_size import StepSize
 from .target import TargetSize
 
@@ -35,6 +35,8 @@ def policies_of(config: OIALRConfig, total_steps: int | None, rest: int = 0) -> 
     Raises:
         ValueError: a field is a share of the run, or `target_size` is to be reached, and its length is not known.
     """
+    if config.residual:
+        return Policies(NEVER, _ranks(config, NEVER, total_steps, rest), Bases(), StepSize(config.lr_scale))
     delay = steps_of("delay", config.delay, total_steps)
     interval = config.update_interval
     interval = default_interval(delay, total_steps) if interval is None else interval
@@ -60,5 +62,7 @@ def _ranks(config: OIALRConfig, schedule: Schedule, total_steps: int | None, res
 
 def steps_to_first_update(config: OIALRConfig) -> int:
     """After how many optimizer steps one is missed, whatever the length of the run; generous for shares of it."""
+    if config.residual:
+        return NEVER.first
     given = (config.delay, LONGEST_INTERVAL if config.update_interval is None else config.update_interval)
     return sum(steps if isinstance(steps, int) else LONGEST_INTERVAL for steps in given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 
@@ -60,6 +61,9 @@ class Approach:
         """The share of the way from the present ranks to the final ones that the update after `step` goes."""
         left = max(0, self.last - step)
         return 1 - (left / (left + self.interval)) ** 3
+
+
+NEVER = Schedule(delay=0, update_interval=sys.maxsize, layer_step=1.0)  # no update in any run
 
 
 UPDATES = 20  # of a run, where the interval is derived from its length

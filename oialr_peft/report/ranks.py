@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from ..kinds import weight_bytes
 from ..layer import adapted_weights, oialr_layers
 from ..linalg import forward_multiplications
 from ..plain import ModelSize, model_size
@@ -104,13 +105,15 @@ def _layer_report(name: str, weight: AdaptedWeight, base: torch.Tensor) -> Layer
     own, multiplications = count * rows * cols, rows * cols
     if weight.is_factored:
         own, multiplications = weight.held_size, forward_multiplications(cols, rank, rows)
+        if weight.base is not None:
+            multiplications = rows * cols + rank * (rows + cols)
     return LayerReport(
         name=name,
         shape=weight.shape,
         rank=rank,
         trainable=weight.trainable_size,
         parameters=own + base.numel(),
-        bytes=own * weight.core.element_size() + base.numel() * base.element_size(),
+        bytes=weight.held_bytes + weight_bytes(base),
         flops=2 * count * multiplications,
         compressed=weight.stored_size,
         dense_parameters=count * rows * cols,

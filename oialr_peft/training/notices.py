@@ -40,6 +40,19 @@ def too_short(schedule: Schedule, names: Sequence[str], last: int) -> str | None
     )
 
 
+def without_effect(config: OIALRConfig) -> str | None:
+    """Fields that say how ranks fall or bases turn, in a mode where they do neither."""
+    fields = ("update_interval", "sigma_cutoff", "layer_step", "max_cut", "rank_multiple", "moments")
+    given = [name for name in fields if getattr(config, name) != getattr(OIALRConfig, name)]
+    if not config.residual or not given:
+        return None
+    values = ", ".join(f"`{name}={getattr(config, name)!r}`" for name in given)
+    return (
+        f"{values} has no effect with `residual=True`: its ranks and bases stay as they are made, so there are no "
+        "updates. Leave it out."
+    )
+
+
 def never_cut(weights: Weights, multiple: int) -> str | None:
     """Layers whose rank is no larger than `rank_multiple`."""
     held = [f"{name} (rank {weight.rank})" for name, weight in weights.items() if weight.rank <= multiple]
@@ -133,6 +146,16 @@ def summary(weights: Weights, size: ModelSize, steps: int) -> str:
         f"{len(ranks)} layers are below their full rank, mean rank {sum(ranks) / len(ranks):.4g} of "
         f"{sum(full) / len(full):.4g}. Of their {dense:,} dense parameters the adapter holds {held / dense:.0%} and "
         f"{trained / dense:.0%} train. `save_compressed` would write {size}."
+    )
+
+
+def residual_summary(weights: Weights, steps: int) -> str:
+    """As `summary`, of adapters that add to their base."""
+    dense = sum(math.prod(w.matrix_shape) for w in weights.values())
+    trained, held = sum(w.trainable_size for w in weights.values()), sum(w.held_size for w in weights.values())
+    return (
+        f"OIALR after {steps} optimizer steps: {trained:,} values trained beside {len(weights)} layers of {dense:,} "
+        f"({trained / dense:.2%}); the adapter holds {held:,}. The base is as it was, and nothing got smaller."
     )
 
 

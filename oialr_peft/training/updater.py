@@ -72,7 +72,8 @@ class OIALRUpdater:
             error = found
         self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
-        if total_steps is not None:
+        self._warn_once("no effect", notices.without_effect(self.config))
+        if total_steps is not None and not self.config.residual:
             self._warn_once("too short", notices.too_short(self.policies.schedule, list(self.weights), total_steps))
         self._warn_once("below target", target.starts_below(self._size, self.config, self.weights))
         self._warn_once("never cut", notices.never_cut(self.weights, self.config.rank_multiple))
@@ -195,6 +196,8 @@ class OIALRUpdater:
 
     def summary(self) -> str:
         """How the run went, in three sentences; warns where half of the layers or more are no smaller than dense."""
+        if self.config.residual:
+            return notices.residual_summary(self.weights, self.steps)
         self._warn_once("no smaller", notices.no_smaller(self.weights, self.config))
         self._warn_once("missed", target.missed(self._size, self.weights, self.policies, self.steps))
         return notices.summary(self.weights, self._size.with_ranks(self.weights), self.steps)

@@ -66,7 +66,7 @@ class OIALRModel(BaseTuner):
                 "OIALR: factorised %d layers in %.1f s (init=%r); largest relative error %.2g, of '%s'.",
                 *(len(self.init_errors), time.perf_counter() - began, config.init, self.init_errors[worst], worst),
             )
-        if weights := weights_of(model, adapter_name):
+        if (weights := weights_of(model, adapter_name)) and not (config.residual and config.lr_scale == "none"):
             from ..policy import steps_to_first_update
 
             first = next(iter(weights.values()))
@@ -164,9 +164,11 @@ class OIALRModel(BaseTuner):
         layer = target if isinstance(target, OIALRLayer) else OIALRLayer(target, cast(Kind, kind_of(target)))
         layer.is_read = layer.is_read or reads_weight(parent, target_name)
         start = self._starts.pop(current_key, None) or starting_weight(
-            current_key, layer.base_weight, layer.matrix_shape, peft_config
+            current_key, layer.plain_base(), layer.matrix_shape, peft_config
         )
-        layer.add_weight(adapter_name, start.factors, free_base=peft_config.frees_base, awaits_file=start.awaits_file)
+        layer.add_weight(adapter_name, residual=peft_config.residual, **start.as_weight())
+        if peft_config.frees_base:
+            layer.free_base()
         if start.error is not None:
             self.init_errors[current_key] = start.error
         if adapter_name not in self.active_adapters:
@@ -194,7 +196,8 @@ class OIALRModel(BaseTuner):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Factors are made in float32 or better, so there is nothing to raise; without autocast they are lowered once.
         if autocast_adapter_dtype:
-            return super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+            residual = cast(OIALRConfig, self.peft_config[adapter_name]).residual  # whose bases are short on purpose
+            return None if residual else super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for layer in oialr_layers(self.model).values():
             if adapter_name in layer.weights:
                 layer.lower_dtype(adapter_name)
@@ -211,6 +214,7 @@ class OIALRModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         """The adapter's tensors and BatchNorm's, with `train_rest` all the rest; notes the ranks in the config."""
+        from ..checkpoint.bases import leave_out_bases
         from ..checkpoint.rest import cut_to_live, rest_keys, running_statistics  # on first use, as below
         from ..workers.saving import gathered
 
@@ -224,16 +228,17 @@ class OIALRModel(BaseTuner):
                 cut_to_live(selected, name, adapter_name, rank)
         config.ranks = {name: weight.rank if weight.is_factored else None for name, weight in weights.items()}
         config.one_sided = {name: weight.form.side for name, weight in weights.items() if weight.form.side} or None
-        return selected
+        return leave_out_bases(selected, config, weights)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: OIALRConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Check the file as a whole, then give every layer the rank found in it; the caller fills the tensors."""
+        from ..checkpoint.bases import make_bases
         from ..checkpoint.tensors import check_file, file_ranks
 
-        weights = weights_of(model, adapter_name)
+        state_dict = make_bases(state_dict, config, weights := weights_of(model, adapter_name))
         ranks = file_ranks(state_dict, weights, config.one_sided or {})
         check_file(model, config, state_dict, weights)
         for name, weight in weights.items():

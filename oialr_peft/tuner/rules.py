@@ -11,8 +11,17 @@ import torch
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..config import OIALRConfig
-from ..kinds import PROJECTIONS, Kind, MultiheadAttention, kind_of, projection_weights, unsupported_reason
+from ..config import RESIDUAL_RANK, OIALRConfig
+from ..kinds import (
+    PROJECTIONS,
+    Kind,
+    MultiheadAttention,
+    is_quantised,
+    kind_of,
+    plain_weight,
+    projection_weights,
+    unsupported_reason,
+)
 from ..layer import OIALRLayer
 from ..linalg import factored_size
 
@@ -38,7 +47,7 @@ def initial_rank(name: str, full_rank: int, config: OIALRConfig) -> int:
             rank = config.rank_pattern[key]
             break
     if rank is None:
-        return full_rank
+        return min(full_rank, RESIDUAL_RANK) if config.residual else full_rank
     return max(1, round(rank * full_rank)) if isinstance(rank, float) else rank
 
 
@@ -49,31 +58,37 @@ class Target(NamedTuple):
     name: str
     shape: tuple[int, ...]
     weight: torch.Tensor
+    layer: nn.Module | None = None  # whose weight it is
+
+    def matrix(self) -> torch.Tensor:
+        """The values, of a quantised weight those that it stands for."""
+        weight = self.weight if self.layer is None else plain_weight(self.layer)
+        return weight.detach().reshape(self.shape)
 
 
 def targets_of(name: str, layer: nn.Module) -> list[Target]:
     """The weights of a supported layer: its own, or of attention those of the projections."""
     if isinstance(layer, OIALRLayer):
-        return [Target(name, layer.matrix_shape, layer.base_weight)]
+        return [Target(name, layer.matrix_shape, layer.base_weight, layer.get_base_layer())]
     if isinstance(layer, MultiheadAttention):
         return [target for child in PROJECTIONS for target in targets_of(f"{name}.{child}", getattr(layer, child))]
     if isinstance(layer, nn.MultiheadAttention):
         weights = projection_weights(layer)
         return [Target(f"{name}.{child}", tuple(weight.shape), weight) for child, weight in weights.items()]
     kind = cast(Kind, kind_of(layer))  # callers have asked `unsupported_reason`
-    return [Target(name, kind.matrix_shape(layer), cast(torch.Tensor, layer.weight))]
+    return [Target(name, kind.matrix_shape(layer), cast(torch.Tensor, layer.weight), layer)]
 
 
-def reason_against(layer: nn.Module) -> str | None:
+def reason_against(layer: nn.Module, config: OIALRConfig) -> str | None:
     """Why a layer, wrapped by another adapter or not, cannot be factorised; None if it can."""
-    return unsupported_reason(layer.get_base_layer() if isinstance(layer, OIALRLayer) else layer)
+    return unsupported_reason(layer.get_base_layer() if isinstance(layer, OIALRLayer) else layer, config.residual)
 
 
 def check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
     """Raise if a targeted layer cannot be factorised as the config wants."""
-    if reason := reason_against(layer):
+    if reason := reason_against(layer, config):
         raise ValueError(f"Target module '{name}' {reason}. Leave it out with `exclude_modules`.")
-    for target, shape, weight in targets_of(name, layer):
+    for target, shape, weight, _ in targets_of(name, layer):
         full = min(shape[-2:])
         if (rank := initial_rank(target, full, config)) > full:
             raise ValueError(
@@ -85,7 +100,7 @@ def check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
                 f"The weight of target module '{target}' is on the meta device (offloaded, or not loaded yet), so it "
                 "cannot be factorised. Load the model onto a real device first."
             )
-        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+        if not weight.is_meta and not is_quantised(layer) and not bool(torch.isfinite(weight).all()):
             raise ValueError(
                 f"The weight of target module '{target}' has non-finite entries and cannot be factorised. Check the "
                 "checkpoint it comes from, or leave it out with `exclude_modules`."
@@ -104,10 +119,12 @@ def pointless_reason(name: str, layer: nn.Module, config: OIALRConfig) -> str | 
     """Why the default leaves a layer alone: too skinny, or factors that are no smaller even at the lowest rank."""
     from ..policy import floor_rank  # on first use: `import oialr_peft` makes none of its dataclasses
 
-    for _, shape, _ in targets_of(name, layer):
+    for _, shape, *_ in targets_of(name, layer):
         full = min(shape[-2:])
         if max(shape[-2:]) > SKINNY * full:
             return f"skinny: {shape}"
+        if config.residual:
+            continue
         held, dense = factored_size(shape, floor_rank(full, config.min_rank)), math.prod(shape)
         if held >= dense:
             return f"cannot get smaller: its factors hold at least {held} values, the weight {dense}"

@@ -126,7 +126,7 @@ def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: M
         if name.rpartition(".")[0] in selection.chosen:
             continue  # the output projection of attention
         base = layer.get_base_layer() if isinstance(layer, OIALRLayer) else layer
-        reason = reason_against(layer)
+        reason = reason_against(layer, config)
         if reason and not is_quantised(base):
             # Norms and embeddings are no news; any other matrix that is passed over is.
             if not isinstance(base, nn.Embedding) and any(p.ndim > 1 for p in base.parameters(recurse=False)):

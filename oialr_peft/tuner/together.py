@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ..config import OIALRConfig
-from ..linalg import Rotation, decompose
+from ..linalg import Directions, Rotation, decompose, leading_directions
 from .find import shared_fields
 from .rules import Target, initial_rank, targets_of
-from .start import Start, factored_start
+from .start import Start, factored_start, residual_start
 
 
 if TYPE_CHECKING:
@@ -87,19 +87,26 @@ class _Starts:
     def task(self, name: str) -> SvdTask:
         from ..workers.plan import SvdTask
 
-        _, shape, weight = self.targets[name]
+        _, shape, weight, _ = self.targets[name]
         rank = initial_rank(name, min(shape[-2:]), self.config)
         return SvdTask(name, shape, rank, weight.dtype, weight.device, self.config.init, cut=False, dense=True)
 
     def matrix(self, task: SvdTask) -> torch.Tensor:
-        return self.targets[task.name].weight.detach().reshape(task.shape)
+        return self.targets[task.name].matrix()
 
     def decompose(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
         from ..workers.exchange import Solution
 
+        if self.config.residual:
+            found = leading_directions(matrix, task.rank, task.method)
+            return None if found is None else Solution([found.left, found.right], found[2:])
         rotation = decompose(matrix, task.rank, task.method)
         return None if rotation is None else Solution([rotation.left, rotation.singular_values, rotation.right])
 
     def take(self, task: SvdTask, solution: Any) -> None:
+        if self.config.residual:
+            found = None if solution is None else Directions(*solution.tensors, *solution.words)
+            self.found[task.name] = residual_start(task.name, self.matrix(task), found, self.config)
+            return
         rotation = None if solution is None else Rotation(*solution.tensors)
         self.found[task.name] = factored_start(task.name, self.matrix(task), rotation, self.config)

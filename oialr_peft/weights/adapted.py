@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..compat.resize import resize_parameter
-from ..linalg import BasisChange, Factors, stored_size
+from ..linalg import HELD, BasisChange, Factors, stored_size
 from ..workers.sharding import full_tensor, is_sharded, set_block
 from .form import DENSE, FACTORED, SLOTS, VH, Form, U
 
@@ -33,6 +33,8 @@ class AdaptedWeight:
                                        (rows, rank)          (rank, cols)
                     or oialr_u (rows, rank) and oialr_sigma (rank, cols)
 
+    With a `base` that stays, W = base + left @ core @ right (residual mode).
+
     The core trains. It is the same Parameter all along, resized in place, so optimizers, schedulers and wrappers that
     refer to it stay true through factorisation, cuts and loading. The bases are frozen between updates.
 
@@ -43,7 +45,9 @@ class AdaptedWeight:
         shape: of the weight as the layer stores it.
         matrix_shape: of the weight as a matrix (rows, cols), or several (groups, rows, cols).
         factors: its start; a core that is a Parameter is taken itself.
+        base: gives the dense weight that W has beside the factors; None where they are all of it.
         awaits_file: they are placeholders that a file is about to fill.
+        fingerprint: of the base weight and the bases that were made from it; None where that is not known.
     """
 
     def __init__(
@@ -54,10 +58,12 @@ class AdaptedWeight:
         matrix_shape: tuple[int, ...],
         factors: Factors,
         *,
+        base: Callable[[], torch.Tensor] | None = None,
         awaits_file: bool = False,
+        fingerprint: list[float] | None = None,
     ) -> None:
         self.adapter, self.shape, self.matrix_shape = adapter, shape, matrix_shape
-        self.awaits_file = awaits_file
+        self.base, self.awaits_file, self.fingerprint = base, awaits_file, fingerprint
         self.sharded_rank: int | None = None  # only where the core is sharded and must keep its shape
         self.watch: Any = None  # of updates that are missing; for the first layer of an adapter only
         self._stores = stores
@@ -125,6 +131,12 @@ class AdaptedWeight:
         return sum(math.prod(shape) for shape in self.form.shapes(self.matrix_shape, self.rank).values())
 
     @property
+    def held_bytes(self) -> int:
+        """The bytes of `held_size`."""
+        shapes = self.form.shapes(self.matrix_shape, self.rank)
+        return sum(math.prod(s) * self._stores[slot.name][self.adapter].element_size() for slot, s in shapes.items())
+
+    @property
     def trainable_size(self) -> int:
         """How many values train."""
         if self.sharded_rank is None:
@@ -141,6 +153,8 @@ class AdaptedWeight:
     @property
     def stored_size(self) -> int:
         """How many values a compressed checkpoint holds of it."""
+        if self.base is not None:
+            return math.prod(self.matrix_shape)
         return stored_size(self.matrix_shape, self.rank)
 
     @property
@@ -150,10 +164,20 @@ class AdaptedWeight:
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight in the layer's shape, multiplied in float32 or better and cast once."""
+        if self.base is None:
+            return self._product().to(dtype).reshape(self.shape)
+        product, base = self._product(), self.base().detach()
+        return (base.to(torch.promote_types(base.dtype, product.dtype)) + product.reshape(self.shape)).to(dtype)
+
+    def change(self, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to the base, in the layer's shape."""
+        return self._product().to(dtype).reshape(self.shape)
+
+    def _product(self) -> torch.Tensor:
         left, core, right = self.full_factors
         if self.is_factored:
             core = core.to(torch.promote_types(core.dtype, torch.float32))
-        return Factors(left, core, right).compose().to(dtype).reshape(self.shape)
+        return Factors(left, core, right).compose()
 
     def check_filled(self) -> None:
         """Raise if it still holds placeholders, and no file came; asked in every forward."""
@@ -182,11 +206,12 @@ class AdaptedWeight:
         form = DENSE if rank is None else form
         if form == self.form and (rank is None or rank == self.rank):
             return
-        zeros = self.core.detach().new_zeros
+        zeros, dtype = self.core.detach().new_zeros, self.core.dtype
         if rank is None:
             self._hold(Factors(None, zeros(self.shape), None), self.core)
         else:
-            tensors = {slot: zeros(shape) for slot, shape in form.shapes(self.matrix_shape, rank).items()}
+            shapes, held = form.shapes(self.matrix_shape, rank), dtype if self.base is None else HELD
+            tensors = {slot: zeros(shape, dtype=dtype if slot.trains else held) for slot, shape in shapes.items()}
             self._hold(Factors(tensors.get(U), tensors[form.core], tensors.get(VH)), self.core)
 
     def on_load(self, call: Callable[[AdaptedWeight], None]) -> None:

@@ -71,10 +71,16 @@ OWN_LISTS = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, required=True, help="JSON file for the outcome of every test")
+    parser.addoption("--residual", action="store_true", help="with OIALRConfig(residual=True)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Results(config.option.results))
+    if config.option.residual:
+        for *_, kwargs in (*ROWS["TEST_CASES"], *ROWS["MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES"]):
+            kwargs["residual"] = True
+        for *_, kwargs, _ in ROWS["MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES"]:
+            kwargs["residual"] = True
 
 
 @pytest.hookimpl(wrapper=True)

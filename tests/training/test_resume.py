@@ -72,6 +72,31 @@ def test_resume_of_an_adapter_without_the_rest_and_with_accumulation(tmp_path):
     assert_same(whole, resumed, 6)
 
 
+RESIDUAL = {"delay": 0, "train_rest": False, "residual": True, "r": 4}
+
+
+@pytest.mark.parametrize("save_bases", [True, False])
+def test_resume_of_a_residual_adapter(save_bases, tmp_path):
+    settings = {**RESIDUAL, "save_bases": save_bases}
+    whole = trainer(str(tmp_path), settings, save_strategy="steps", save_steps=4, max_steps=8)
+    whole.train()
+    resumed = trainer(str(tmp_path / "b"), settings, max_steps=8)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    expected, found = snapshot(whole), snapshot(resumed)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert any("oialr_sigma" in name and float(value.abs().max()) > 1e-3 for name, value in found.items())
+
+
+@pytest.mark.slow
+def test_resume_in_a_new_process_of_a_residual_adapter_whose_bases_are_made_again(tmp_path):
+    settings = {**RESIDUAL, "save_bases": False}
+    whole = process(tmp_path, tmp_path / "a.pt", settings=settings, save_strategy="steps", save_steps=6, max_steps=16)
+    resumed = process(
+        tmp_path / "b", tmp_path / "b.pt", resume=tmp_path / "checkpoint-6", settings=settings, max_steps=16
+    )
+    assert_same(whole, resumed, 6)
+
+
 def test_resume_on_the_same_trainer_and_with_a_user_optimizer(tmp_path):
     run = trainer(str(tmp_path), save_strategy="steps", save_steps=9)
     run.train()

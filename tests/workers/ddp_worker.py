@@ -18,11 +18,11 @@ STEPS = 52
 COMBINATIONS = list(itertools.product((None, False, True), (1, 4), (0.0, 1.0), (False, True)))
 
 
-def trained(folder: str, find_unused, accumulation: int, clip: float, checkpointing: bool):
+def trained(folder: str, find_unused, accumulation: int, clip: float, checkpointing: bool, config=None):
     torch.manual_seed(0)
     fields = {"delay": 4, "update_interval": 8, "layer_step": 0.5, "sigma_cutoff": 0.4, "max_cut": 0.25}
     moving = {"bases": "longer", "freeze_bases": 30} if clip else {}  # in half of the combinations
-    model = get_peft_model(tiny_llama(), OIALRConfig(**fields, **moving, train_rest=True))
+    model = get_peft_model(tiny_llama(), config or OIALRConfig(**fields, **moving, train_rest=True))
     rows = torch.randint(0, 48, (64, 8), generator=torch.Generator().manual_seed(1))
     args = TrainingArguments(
         folder,

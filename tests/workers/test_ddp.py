@@ -21,6 +21,15 @@ def test_two_processes_stay_identical_through_the_trainer(share, tmp_path):
         assert run["difference"] == 0.0, run
 
 
+@pytest.mark.slow
+def test_two_processes_with_a_residual_adapter(tmp_path):
+    (run,) = results(torchrun(2, "residual_worker", tmp_path))
+    assert run["wrapped"]
+    assert run["difference"] == 0.0
+    assert run["moved"] > 1e-3
+    assert run["together"] == 0.0
+
+
 def test_two_processes_with_half_batches_equal_one_process(tmp_path):
     for processes in (1, 2):
         torchrun(processes, "loop_worker", tmp_path)

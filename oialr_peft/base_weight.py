@@ -1,0 +1,45 @@
+"""The weight of the layer that is wrapped: whole, quantised, freed, or under a merged one."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from .compat.torch_ import set_parameter
+from .kinds import plain_weight
+
+
+class BaseWeight:
+    """What an OIALRLayer knows of its base; `merged` and `get_base_layer` are PEFT's."""
+
+    _unmerged_weight: torch.Tensor | None = None
+
+    @property
+    def base_weight(self) -> nn.Parameter:
+        """The weight of the layer that is wrapped; empty once it was freed."""
+        return cast(nn.Parameter, cast(Any, self).get_base_layer().weight)
+
+    @property
+    def base_is_freed(self) -> bool:
+        weight = self._unmerged_weight if cast(Any, self).merged else self.base_weight
+        return weight is not None and weight.numel() == 0
+
+    def plain_base(self) -> torch.Tensor:
+        """The base weight without any adapter as floating-point numbers, made from those that are quantised."""
+        kept = self._unmerged_weight
+        return plain_weight(cast(Any, self).get_base_layer()) if kept is None else kept
+
+    def free_base(self) -> None:
+        """Give its memory back."""
+        empty = self.base_weight.detach().new_empty(0)  # not None: adapters are moved to its device
+        set_parameter(cast(Any, self).get_base_layer(), "weight", nn.Parameter(empty, requires_grad=False))
+
+    def check_base(self, action: str) -> None:
+        """Raise if the dense base weight, which `action` needs, was freed."""
+        if self.base_is_freed:
+            raise RuntimeError(
+                f"The dense base weight of this {type(cast(Any, self).get_base_layer()).__name__} was freed, so "
+                f"{action} is impossible. Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
+            )
