@@ -42,7 +42,7 @@ def too_short(schedule: Schedule, names: Sequence[str], last: int) -> str | None
 
 def without_effect(config: OIALRConfig) -> str | None:
     """Fields that say how ranks fall or bases turn, in a mode where they do neither."""
-    fields = ("update_interval", "sigma_cutoff", "layer_step", "max_cut", "rank_multiple", "moments")
+    fields = ("update_interval", "rank_rule", "sigma_cutoff", "layer_step", "max_cut", "rank_multiple", "moments")
     given = [name for name in fields if getattr(config, name) != getattr(OIALRConfig, name)]
     if not config.residual or not given:
         return None
