@@ -22,14 +22,17 @@ from oialr_peft.plain import model_size
 CALIBRATION = 32  # batches of training data by which activations are weighed
 
 
-def oialr(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: float, **fields: Any) -> nn.Module:
+Small = tuple[nn.Module, float]  # the compressed model, and the share of the dense parameters that it holds
+
+
+def oialr(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: float, **fields: Any) -> Small:
     """`target_size`: cut at several updates, ranks of all layers together."""
     model: Any = get_peft_model(copy.deepcopy(dense), OIALRConfig(target_size=share, train_rest=True, **fields))  # type: ignore[arg-type]
     train(model, task, seed, steps, lr, lambda o: OIALRUpdater(model, o, total_steps=steps).step)
-    return model.merge_and_unload()
+    return model, model_size(model).share
 
 
-def svd(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: float, weighted: bool) -> nn.Module:
+def svd(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: float, weighted: bool) -> Small:
     """Cut once, every layer by the same share of its size, then both factors and all else train.
 
     `weighted`: what is cut is least in the outputs on training data, as in SVD-LLM (Wang and others 2024): the SVD is
@@ -41,10 +44,11 @@ def svd(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: fl
     for name, rank in ranks.items():
         layer = model.get_submodule(name)
         model.set_submodule(name, _cut(layer, rank, moments.get(name)))
-    return train(model, task, seed, steps, lr)
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (model, dense)]
+    return train(model, task, seed, steps, lr), sizes[0] / sizes[1]
 
 
-METHODS: dict[str, Callable[..., nn.Module]] = {
+METHODS: dict[str, Callable[..., Small]] = {
     "SVD": lambda *given: svd(*given, weighted=False),
     "SVD by activations": lambda *given: svd(*given, weighted=True),
     "OIALR": oialr,

@@ -48,11 +48,11 @@ def main() -> None:
         seed, found = 100 + parsed.seed, []
         for rate in parsed.rates:
             if name == "dense":
-                model = train(copy.deepcopy(dense), task, seed, parsed.steps, rate)
+                model, held = train(copy.deepcopy(dense), task, seed, parsed.steps, rate), 1.0
             else:
-                model = METHODS[name](dense, task, seed, share, parsed.steps, rate)
+                model, held = METHODS[name](dense, task, seed, share, parsed.steps, rate)
             losses = {part: task.loss_on(model, part) for part in ("validation", "test")}
-            found.append({"method": name, "share": share, "rate": rate, **losses})
+            found.append({"method": name, "share": share, "rate": rate, "held": held, **losses})
             print(found[-1], flush=True)
         return found
 

@@ -1,0 +1,28 @@
+"""examples/compression: every method ends at the size, and the README is what the results give."""
+
+import json
+
+import pytest
+
+from tests.helpers.examples import ROOT, python
+
+
+FOLDER = ROOT / "examples" / "compression"
+
+
+def test_the_readme_is_what_the_results_give():
+    code = "from tables import *; print(render(HERE / 'results'), end='')"
+    assert python(FOLDER, "-c", code) == (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_every_method_compresses_and_trains_on(tmp_path):
+    data = ROOT.parent / "shared" / "data"
+    if not (data / "tinyshakespeare").is_dir():
+        pytest.skip("not run: data absent")
+    output = tmp_path / "found.json"
+    steps = ["--dense-steps", 4, "--steps", 20, "--rates", 1e-3, "--shares", 0.4]
+    python(FOLDER, "run.py", "--data", data, "--task", "characters", *steps, "--output", output)
+    runs = json.loads(output.read_text())["runs"]
+    assert [run["method"] for run in runs] == ["dense", "SVD", "SVD by activations", "OIALR", "OIALR, longer"]
+    assert all(0.38 < run["held"] <= 0.4 for run in runs[1:])
