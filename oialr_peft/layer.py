@@ -60,11 +60,12 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
         names = [name for name in self.active_adapters if name in self.weights]
         if not self.is_read or self.merged or self.disable_adapters or not names:
             return self.base_weight
-        first, *others = self._together(names)
-        product = first.factors.compose().reshape(first.shape)
-        if first.base is not None:
-            product = product + sum(other.factors.compose().reshape(first.shape) for other in others) + first.base()
-        return product.to(self.base_weight.dtype)
+        weights = self._together(names)
+        products = [weight.factors.compose().reshape(weight.shape) for weight in weights]
+        if weights[0].base is None:
+            return products[0].to(self.base_weight.dtype)
+        base = self.plain_base()
+        return (base + sum(products)).to(base.dtype)
 
     @property
     def in_features(self) -> int:

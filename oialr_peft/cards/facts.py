@@ -87,7 +87,7 @@ def gather(
     config = next((c for c in configs.values() if isinstance(c, OIALRConfig)), OIALRConfig())
     config = next((configs[weight.adapter] for weight in found.values()), config)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers = [_layer(name, weight, kind) for name, weight in found.items()]
+    layers = [_layer(name, weight, kind, cast(OIALRConfig, config).save_bases) for name, weight in found.items()]
     report = rank_report(model) if found else None
     return CardFacts(
         kind=kind,
@@ -118,12 +118,13 @@ def hub_id(name: str | None) -> str | None:
     return name
 
 
-def _layer(name: str, weight: AdaptedWeight, kind: Kind) -> LayerFacts:
+def _layer(name: str, weight: AdaptedWeight, kind: Kind, with_bases: bool) -> LayerFacts:
     dense = math.prod(weight.shape)
     rank, held = None, dense
     if weight.is_factored and (kind == "adapter" or weight.pair_is_smaller):
         rank = weight.rank
-        held = weight.held_size if kind == "adapter" else weight.stored_size
+        in_adapter = weight.held_size if with_bases else weight.trainable_size
+        held = in_adapter if kind == "adapter" else weight.stored_size
     return LayerFacts(name, weight.shape, rank, weight.full_rank, held, dense)
 
 

@@ -286,6 +286,14 @@ def test_reports_count_what_is_held_and_that_nothing_gets_smaller(tmp_path):
     assert max(losses.values()) < 1e-5  # its change has rank 2
 
 
+@pytest.mark.parametrize(("save_bases", "held"), [(True, 4 * (12 + 24 + 4)), (False, 16)])
+def test_the_card_says_what_the_file_holds(save_bases, held, tmp_path):
+    residual(save_bases=save_bases).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "to each weight U Σ Vᵀ is added" in card
+    assert f"| `first` | 24x12 | 4 | 33% | {held} |" in card
+
+
 def test_the_default_rank_and_a_start_with_noise():
     config = OIALRConfig(residual=True, target_modules=["0", "1"], init_weights=False)
     model = get_peft_model(nn.Sequential(nn.Linear(48, 64), nn.Linear(64, 24)), config)
