@@ -18,6 +18,7 @@ from .plan.table import plan_table
 
 
 _MODEL = "transformers config: Hub id, folder or config.json"
+_ADAPTER = "a saved adapter: folder or Hub id; its config names the base model"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="oialr", description="Tools around OIALR training.")
     parser.add_argument("--version", action="version", version=f"oialr_peft {version('oialr-peft')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_inspect, _add_plan, _add_report, _add_plot):
+    for add in (_add_inspect, _add_plan, _add_report, _add_plot, _add_compress, _add_merge, _add_card):
         add(commands)
     parsed = parser.parse_args(arguments)
     try:
@@ -78,6 +79,61 @@ def _plot(parsed: argparse.Namespace) -> None:
     from .report.plots import plot_ranks
 
     plot_ranks(parsed.trace, parsed.output)
+
+
+def _add_compress(commands: Any) -> None:
+    text = "A saved adapter as a small model of two-factor layers, which needs no base."
+    compress = commands.add_parser("compress", help=text, description=text)
+    compress.add_argument("adapter", metavar="ADAPTER", help=_ADAPTER)
+    compress.add_argument("output", metavar="FOLDER", help="where the model is written")
+    compress.set_defaults(run=_compress)
+
+
+def _compress(parsed: argparse.Namespace) -> None:
+    from .export.from_folder import load_with_base, processing_of
+    from .export.save import save_compressed
+    from .plain import model_size
+
+    model = load_with_base(parsed.adapter)
+    base = model.active_peft_config.base_model_name_or_path
+    save_compressed(model, parsed.output, processing_class=processing_of(parsed.adapter, base))
+    print(f"Written: {parsed.output} ({model_size(model)})")
+
+
+def _add_merge(commands: Any) -> None:
+    text = "A saved adapter merged into its base model: a dense model, which needs nothing of OIALR."
+    merge = commands.add_parser("merge", help=text, description=text)
+    merge.add_argument("adapter", metavar="ADAPTER", help=_ADAPTER)
+    merge.add_argument("output", metavar="FOLDER", help="where the model is written")
+    merge.set_defaults(run=_merge)
+
+
+def _merge(parsed: argparse.Namespace) -> None:
+    from .export.from_folder import load_with_base, processing_of
+
+    model = load_with_base(parsed.adapter)
+    processing = processing_of(parsed.adapter, model.active_peft_config.base_model_name_or_path)
+    model.merge_and_unload().save_pretrained(parsed.output)
+    if processing is not None:
+        processing.save_pretrained(parsed.output)
+    print(f"Written: {parsed.output}")
+
+
+def _add_card(commands: Any) -> None:
+    text = "The model card of a saved adapter, written anew between its comments; what else the card says stays."
+    card = commands.add_parser("card", help=text, description=text)
+    card.add_argument("adapter", metavar="ADAPTER", help="the folder of a saved adapter")
+    card.set_defaults(run=_card)
+
+
+def _card(parsed: argparse.Namespace) -> None:
+    from .cards import write_card
+    from .export.from_folder import load_with_base
+
+    if not Path(parsed.adapter).is_dir():
+        raise ValueError(f"A card is written into a folder, and '{parsed.adapter}' is none.")
+    write_card(load_with_base(parsed.adapter, is_trainable=True), parsed.adapter)
+    print(f"Written: {Path(parsed.adapter) / 'README.md'}")
 
 
 def _add_plan(commands: Any) -> None:

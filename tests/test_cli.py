@@ -4,8 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 import oialr_peft
+from oialr_peft import OIALRConfig
 from oialr_peft.cli import main
 from tests.conftest import tiny_llama
 
@@ -81,3 +85,49 @@ def test_wrong_arguments_end_with_words_and_status_2(arguments, message, folder,
         main([argument.format(folder=folder) for argument in arguments])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """The folder of a cut adapter, whose base model lies in another one."""
+    torch.manual_seed(0)
+    tiny_llama().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, OIALRConfig(task_type="CAUSAL_LM", r=0.3, init_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", model
+
+
+@pytest.mark.parametrize("verb", ["compress", "merge"])
+def test_an_adapter_becomes_a_model(verb, adapter, tmp_path, capsys):
+    folder, model = adapter
+    main([verb, str(folder), str(tmp_path / "out")])
+    assert f"Written: {tmp_path / 'out'}" in capsys.readouterr().out
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = torch.arange(12)[None]
+    torch.testing.assert_close(again(tokens).logits, model(tokens).logits, atol=1e-5, rtol=1e-4)
+    smaller = sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in tiny_llama().parameters())
+    assert smaller == (verb == "compress")
+
+
+def test_a_card_is_written_anew_and_keeps_what_others_wrote(adapter):
+    folder, _ = adapter
+    card = folder / "README.md"
+    written = card.read_text()
+    card.write_text(f"{written}\nMine.\n")
+    main(["card", str(folder)])
+    assert card.read_text() == f"{written}\nMine.\n"
+
+
+def test_an_adapter_of_another_method_is_named(tmp_path, capsys):
+    get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["compress", str(tmp_path), str(tmp_path / "out")])
+    assert "an adapter of the method PeftType.LORA, not of OIALR" in capsys.readouterr().err
+
+
+def test_an_adapter_without_a_base_is_refused_with_the_way_out(tmp_path, capsys):
+    get_peft_model(tiny_llama(), OIALRConfig(r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["merge", str(tmp_path), str(tmp_path / "out")])
+    assert "does not say what its base model is. Load the model in Python" in capsys.readouterr().err
