@@ -123,12 +123,12 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
             state_dict.setdefault(f"{prefix}base_layer.weight", self.base_weight.detach())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    # -- forward -----------------------------------------------------------------------------------------------
-
     def enable_adapters(self, enabled: bool) -> None:
         if not enabled:
             self.check_base("disabling the adapter")
         super().enable_adapters(enabled)
+
+    # -- forward -----------------------------------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the base layer, in the dtype of x; under autocast in autocast's dtype."""

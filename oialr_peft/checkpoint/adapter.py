@@ -76,13 +76,21 @@ def _place(draft: Draft, folder: Path) -> None:
         (draft.target / folder / old).unlink(missing_ok=True)  # PEFT prefers safetensors, so only now
 
 
-def check_saved(model_id: str | os.PathLike, *, values: bool = False, download: bool = False, **kwargs: Any) -> None:
+def check_saved(
+    model_id: str | os.PathLike,
+    *,
+    values: bool = False,
+    download: bool = False,
+    into: OIALRConfig | None = None,
+    **kwargs: Any,
+) -> None:
     """Look at the files of a saved OIALR adapter before anything is made for it; other methods' are passed over.
 
     Args:
         model_id: folder, or repository on the Hub.
         values: whether to read the factors too, where nobody else will.
         download: get the files of a repository first, as PEFT would do next; otherwise they are passed over.
+        into: the config of the live adapter that takes the tensors, if there is one.
         kwargs: those of PEFT's loading; the ones that say where on the Hub are taken.
 
     Raises:
@@ -96,6 +104,8 @@ def check_saved(model_id: str | os.PathLike, *, values: bool = False, download: 
     if (file := folder / ADAPTER_WEIGHTS).is_file():
         if _is_ours(file):
             _check_weights(file)
+            if into is not None:
+                _refuse_other_mode(file, into)
             if values:
                 check_factors_of(file)
                 _refuse_without_bases(file)
@@ -103,6 +113,16 @@ def check_saved(model_id: str | os.PathLike, *, values: bool = False, download: 
         if os.path.lexists(file) or not (folder / _PICKLED).is_file():
             raise FileNotFoundError(f"'{folder}' has no file {ADAPTER_WEIGHTS}. Save or download the adapter again.")
         _refuse_inflating(folder / _PICKLED)
+
+
+def _refuse_other_mode(file: Path, live: OIALRConfig) -> None:
+    """The tensors of both modes have the same names and shapes, and the live config says what they mean."""
+    saved = saved_config(read_header(file)[1], file)
+    if saved is not None and bool(saved.get("residual")) != live.residual:
+        raise ValueError(
+            f"'{file}' is an adapter with residual={not live.residual}, the live one has residual={live.residual}: its "
+            "sigma would be taken for something else. Load it under another `adapter_name`."
+        )
 
 
 def _refuse_without_bases(file: Path) -> None:
@@ -176,7 +196,8 @@ def load_adapter(original: Callable[..., Any], model: Any, *args: Any, **kwargs:
     known = name in model.peft_config
     if known and not isinstance(model.peft_config[name], OIALRConfig):
         return original(*call.args, **call.kwargs)
-    check_saved(model_id, download=known, **call.arguments.get("kwargs", {}))
+    live = model.peft_config[name] if known else None
+    check_saved(model_id, download=known, into=live, **call.arguments.get("kwargs", {}))
     try:
         return original(*call.args, **call.kwargs)
     except Exception as error:

@@ -47,7 +47,7 @@ def make_bases(state_dict: Tensors, config: OIALRConfig, weights: Weights) -> di
     """
     whole = dict(state_dict)
     rows = whole.pop(FINGERPRINTS, None)
-    if rows is None or len(rows) != len(weights):
+    if rows is None or rows.shape != (len(weights), 3):
         return whole  # whoever checks the file says which bases it lacks
     for (name, weight), row in zip(sorted(weights.items()), rows.tolist(), strict=True):
         sigma = whole.get(f"{PEFT_PREFIX}{name}.{SIGMA.name}")

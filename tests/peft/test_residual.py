@@ -194,6 +194,17 @@ def test_bases_that_were_not_saved_are_refused_from_another_base(tmp_path):
         tiny_llama().load_adapter(tmp_path / "llama")
 
 
+def test_a_file_of_the_other_mode_is_not_loaded_into_a_live_adapter(tmp_path):
+    residual().save_pretrained(tmp_path / "residual")
+    get_peft_model(mlp(), OIALRConfig(r=4)).save_pretrained(tmp_path / "whole")
+    for folder, live in (("residual", OIALRConfig(r=4)), ("whole", OIALRConfig(residual=True, r=4))):
+        model = get_peft_model(mlp(), live)
+        before = model(X)
+        with pytest.raises(ValueError, match="Load it under another `adapter_name`"):
+            model.load_adapter(tmp_path / folder, "default")
+        assert torch.equal(model(X), before)
+
+
 def test_bases_read_from_a_file_are_not_left_out_of_the_next(tmp_path):
     residual().save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(mlp(), tmp_path)

@@ -1,5 +1,6 @@
 """FSDP2's fully_shard on two processes: the ranks and weights of one process, small files, resume bit for bit."""
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -28,3 +29,11 @@ def test_two_sharded_processes_equal_one(tmp_path):
         expected, found = (weights(tmp_path / f"early-{processes}-{rest}") for processes in (1, 2))
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.slow
+def test_a_residual_adapter_shards_like_one_process(tmp_path):
+    for processes in (1, 2):
+        torchrun(processes, "residual_fsdp_worker", tmp_path)
+    one, two = (torch.load(tmp_path / f"logits-{n}.pt") for n in (1, 2))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-8)
