@@ -142,25 +142,25 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
             return self.base_layer(x, *args, **kwargs)
         weights = self._together(names)
         if weights[0].base is None:
-            y = self._product(x, weights[0], cast(torch.Tensor | None, self.get_base_layer().bias))
+            y = self._product(x, weights[0], cast(torch.Tensor | None, self.get_base_layer().bias), *args)
             return y if torch.is_autocast_enabled(x.device.type) and y.dtype != torch.float64 else y.to(x.dtype)
         y = self.base_layer(x, *args, **kwargs)
         for weight in weights:
-            y = y + self._product(x, weight, None).to(y.dtype)
+            y = y + self._product(x, weight, None, *args).to(y.dtype)
         return y
 
-    def _product(self, x: torch.Tensor, weight: AdaptedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    def _product(self, x: torch.Tensor, weight: AdaptedWeight, bias: torch.Tensor | None, *args: Any) -> torch.Tensor:
         """The product with core and bases, in the core's dtype or autocast's."""
         weight.check_filled()
         factors, base = weight.factors, self.get_base_layer()
         dtype = factors.core.dtype
         if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             if not weight.is_factored:  # by autocast itself, which keeps one cast weight for several calls
-                return self.kind.multiply(base, x, factors, bias)
+                return self.kind.multiply(base, x, factors, bias, *args)
             dtype = torch.get_autocast_dtype(x.device.type)
         # Always cast: autocast does not reach into the backward of our own functions.
         bias = None if bias is None else bias.to(dtype)
-        return self.kind.multiply(base, x.to(dtype), factors._replace(core=factors.core.to(dtype)), bias)
+        return self.kind.multiply(base, x.to(dtype), factors._replace(core=factors.core.to(dtype)), bias, *args)
 
     def _together(self, names: list[str]) -> list[AdaptedWeight]:
         """The weights of these adapters, of which several may act together only where each adds to the base."""

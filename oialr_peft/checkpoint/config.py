@@ -15,7 +15,7 @@ from peft.utils.peft_types import PeftType
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
 from ..files import ADAPTER_WEIGHTS, CONFIG_KEY, read_header
-from ..kinds import PROJECTIONS
+from ..kinds import PART_NAMES
 from .rest import PARTS, PEFT_PREFIX
 
 
@@ -185,7 +185,7 @@ def plain_pattern(config: dict[str, Any]) -> dict[str, Any]:
     plain = {key: rank for key, rank in pattern.items() if _is_plain(key)}
     for name, rank in (config.get("ranks") or {}).items():
         parent, _, last = name.rpartition(".")
-        candidates = (name, *([parent] if last in PROJECTIONS else [])) if rank is None else ()
+        candidates = (name, *([parent] if last in PART_NAMES else [])) if rank is None else ()
         keys = [key for candidate in candidates if (key := get_pattern_key(list(pattern), candidate)) in pattern]
         if keys and not _is_plain(keys[0]):
             plain = {name: pattern[keys[0]], **plain}

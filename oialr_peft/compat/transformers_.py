@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 
 if TYPE_CHECKING:
     from transformers.trainer_callback import CallbackHandler
@@ -31,3 +34,33 @@ def calling_handler() -> CallbackHandler | None:
             return handler
         frame = frame.f_back
     return None
+
+
+def fused_names(experts: Any) -> tuple[str, str] | None:
+    """The names of the two fused weights of a mixture's experts; None of a module that is no such thing.
+
+    Told by what `use_experts_implementation` notes on a module (transformers 5). Experts that are spread over
+    processes are left alone. Can go once transformers names a class for them.
+    """
+    marks = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "num_experts")
+    if not all(hasattr(experts, mark) for mark in marks) or getattr(experts, "_is_expert_parallel", False):
+        return None
+    names = ("gate_up_proj" if experts.has_gate else "up_proj", "down_proj")
+    return names if all(_is_fused(experts, name) for name in names) else None
+
+
+def _is_fused(experts: Any, name: str) -> bool:
+    weight = getattr(experts, name, None)
+    if type(weight) not in (torch.Tensor, nn.Parameter) or weight.element_size() < 2:  # quantised
+        return False
+    return weight.ndim == 3 and len(weight) == experts.num_experts and weight.is_floating_point()
+
+
+def mark_whole(experts: Any) -> None:
+    """Note on experts that were put together again what their class notes when it makes them."""
+    experts._is_expert_parallel = False
+
+
+def apply_gate(experts: Any, x: Any) -> Any:
+    """The gate of the class that these experts were made of."""
+    return experts.plain._apply_gate(experts, x)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from ..kinds import MultiheadAttention
+from ..kinds import TakenApart
 from ..layer import OIALRLayer, adapted_weights, oialr_layers
 from ..plain import plain_tensors
 from ..weights import AdaptedWeight
@@ -27,7 +27,7 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
     for name, weight in weights.items():
         _write(tensors, name, weight, wrapped[name])
     layers = {name: weight.rank for name, weight in weights.items() if weight.pair_is_smaller}
-    attention = [name for name, module in base.named_modules() if isinstance(module, MultiheadAttention)]
+    attention = [name for name, module in base.named_modules() if isinstance(module, TakenApart)]
     earlier: Any = getattr(base.config, "quantization_config", None)
     if is_compressed(earlier):
         layers = {**earlier.layers, **layers}  # the adapter factored the factors of a compressed model

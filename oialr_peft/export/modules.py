@@ -40,10 +40,10 @@ class Factored(nn.Module):
     def bias(self) -> torch.Tensor | None:
         return cast(Any, self.up).bias
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
         if _is_short(x) and _is_plain_linear(self.down) and _is_plain_linear(self.up):
             return _turned(x, self.down.weight, self.up.weight, self.up.bias)
-        return self.up(self.down(x))
+        return self.up(self.down(x, *args), *args)
 
 
 def _is_short(x: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
 from ..compat.reads import reads_weight
-from ..kinds import MultiheadAttention, leave_fast_path
+from ..kinds import TakenApart, leave_fast_path, take_apart
 from .modules import Factored, factored_like, full_rank, has_factored_form, plain_like
 from .record import FORMAT_VERSION, CompressedConfig
 
@@ -77,7 +77,7 @@ class CompressedQuantizer(HfQuantizer):
         for name, module in reversed(list(model.named_modules())):  # children first
             if isinstance(module, Factored):
                 model.set_submodule(name, plain_like(module))
-            elif isinstance(module, MultiheadAttention):
+            elif isinstance(module, TakenApart):
                 model.set_submodule(name, module.join())
         return model
 
@@ -100,7 +100,7 @@ def shape_like(model: nn.Module, config: CompressedConfig) -> None:
     modules = dict(model.named_modules())
     for name in config.attention:
         if place := _find(modules, model, name):
-            model.set_submodule(place, MultiheadAttention(modules[place]))  # type: ignore[arg-type]
+            model.set_submodule(place, take_apart(modules[place]))
     modules = dict(model.named_modules())
     absent = []
     for name, rank in config.layers.items():

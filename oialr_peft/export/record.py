@@ -17,7 +17,7 @@ class CompressedConfig(QuantizationConfigMixin):
 
     Args:
         layers: {module name: rank} of the layers held as two factors.
-        attention: names of the nn.MultiheadAttention modules that are held as four projections.
+        attention: names of the modules that are taken apart into layers: nn.MultiheadAttention, fused experts.
         format_version: of this record; a newer one is refused.
         files: {weights file: its SHA-256}, written and read with the files themselves (publish.py), never with a
             config alone.

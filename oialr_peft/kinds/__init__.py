@@ -1,22 +1,25 @@
 """Kinds of layers: how each one's weight is a matrix, how a batch goes through it, what it is exported as."""
 
-from .attention import PROJECTIONS, MultiheadAttention, is_attention, leave_fast_path, projection_weights
+from .apart import TakenApart
+from .attention import MultiheadAttention, leave_fast_path
 from .kind import Kind
 from .quantised import is_quantised, plain_weight, weight_bytes
-from .table import KINDS, kind_of, unsupported_reason
+from .table import KINDS, PART_NAMES, has_parts, kind_of, part_weights, take_apart, unsupported_reason
 
 
 __all__ = [
     "KINDS",
-    "PROJECTIONS",
+    "PART_NAMES",
     "Kind",
     "MultiheadAttention",
-    "is_attention",
+    "TakenApart",
+    "has_parts",
     "is_quantised",
     "kind_of",
     "leave_fast_path",
+    "part_weights",
     "plain_weight",
-    "projection_weights",
+    "take_apart",
     "unsupported_reason",
     "weight_bytes",
 ]

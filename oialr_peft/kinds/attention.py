@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..compat.torch_ import is_packed, set_parameter
+from .apart import TakenApart
 
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttention(TakenApart):
     """nn.MultiheadAttention with its projections as nn.Linear children: `q_proj`, `k_proj`, `v_proj`, `out_proj`.
 
     torch packs three of them into one Parameter and reads all weights directly, past any adapter. Each child is
     wrapped like any other linear layer; `join` puts them together again. Takes over the parameters of `source`.
     """
 
+    parts: ClassVar[tuple[str, ...]] = PROJECTIONS
     q_proj: nn.Linear
     k_proj: nn.Linear
     v_proj: nn.Linear
@@ -47,7 +49,7 @@ class MultiheadAttention(nn.Module):
         self._adopt("bias_v", source.bias_v)
 
     def join(self) -> nn.MultiheadAttention:
-        """The nn.MultiheadAttention with the weights of the children, which must be plain layers again."""
+        """The nn.MultiheadAttention with the weights of the children."""
         q, k, v = self.q_proj, self.k_proj, self.v_proj
         joined: Any = nn.MultiheadAttention(
             self.embed_dim,
@@ -69,17 +71,6 @@ class MultiheadAttention(nn.Module):
         joined.out_proj = self.out_proj
         joined.bias_k, joined.bias_v = self.bias_k, self.bias_v
         return joined.requires_grad_(self.out_proj.weight.requires_grad)
-
-    def unload_and_optionally_merge_module(
-        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
-    ) -> nn.MultiheadAttention:
-        """PEFT's hook for unloading a module that is not one layer."""
-        for name in PROJECTIONS:
-            child: Any = getattr(self, name)
-            if merge:
-                child.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-            setattr(self, name, child.get_base_layer())
-        return self.join()
 
     @property
     def in_proj_weight(self) -> torch.Tensor:

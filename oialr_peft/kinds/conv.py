@@ -38,7 +38,9 @@ class Conv(Kind):
     def features(self, base: Any) -> tuple[int, int]:
         return base.in_channels, base.out_channels
 
-    def multiply(self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
+    def multiply(
+        self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None, *args: Any
+    ) -> torch.Tensor:
         u, sigma, vh = factors
         if u is None and vh is None:
             return convolve_with(base, x, sigma.reshape(kernel_shape(base)), bias)

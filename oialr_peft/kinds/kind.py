@@ -36,11 +36,13 @@ class Kind(ABC):
         """(in, out): the sizes of what goes in and comes out."""
 
     @abstractmethod
-    def multiply(self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
+    def multiply(
+        self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None, *args: Any
+    ) -> torch.Tensor:
         """What the layer gives for x with the weight that `factors` stand for, in the cheapest order.
 
         The core has the dtype of x, the bases may have another. A core without bases has the shape of the stored
-        weight.
+        weight. `args`: what else the layer was called with.
         """
 
     @abstractmethod

@@ -25,7 +25,9 @@ class Linear(Kind):
     def features(self, base: nn.Linear) -> tuple[int, int]:
         return base.in_features, base.out_features
 
-    def multiply(self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
+    def multiply(
+        self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None, *args: Any
+    ) -> torch.Tensor:
         return linear(x, *factors, bias)
 
     def pair(self, base: nn.Linear, rank: int) -> tuple[nn.Module, nn.Module]:
@@ -48,7 +50,9 @@ class TransposedLinear(Linear):
     def features(self, base: Any) -> tuple[int, int]:
         return base.nx, base.nf
 
-    def multiply(self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None) -> torch.Tensor:
+    def multiply(
+        self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None, *args: Any
+    ) -> torch.Tensor:
         return linear(x, *factors.transposed(), bias)
 
     def pair_weights(self, base: Any, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

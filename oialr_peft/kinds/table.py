@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
-from .attention import is_attention
+from .apart import TakenApart
+from .attention import MultiheadAttention, is_attention, projection_weights
 from .conv import Conv
+from .experts import Experts, ExpertsConv1D, ExpertsLinear, PerExpert, PerExpertTransposed, expert_weights, is_experts
 from .kind import Kind
 from .linear import Linear, TransposedLinear
 from .quantised import can_be_read, is_quantised
@@ -21,8 +25,11 @@ KINDS: tuple[Kind, ...] = (
     Conv(nn.Conv1d, F.conv1d, conv1d_input),
     Conv(nn.Conv2d, F.conv2d, conv2d_input),
     Conv(nn.Conv3d, F.conv3d, conv3d_input),
+    PerExpert(ExpertsLinear),
+    PerExpertTransposed(ExpertsConv1D),
 )
-SUPPORTED = "torch.nn.Linear, Conv1d, Conv2d, Conv3d and MultiheadAttention, and transformers' Conv1D"
+SUPPORTED = "torch.nn.Linear, Conv1d, Conv2d, Conv3d and MultiheadAttention, and transformers' Conv1D and experts"
+PART_NAMES = frozenset((*MultiheadAttention.parts, *Experts.parts))  # names of layers that belong to one taken apart
 # Subclasses of nn.Linear that write its product down in a forward of their own; by name, to import no model.
 LIKE_LINEAR = frozenset({("transformers.models.falcon.modeling_falcon", "FalconLinear")})
 
@@ -48,6 +55,23 @@ def unsupported_reason(layer: nn.Module, residual: bool = False) -> str | None:
         if can_be_read(layer):
             return f"{what} but by `OIALRConfig(residual=True)`; set it, or load the model in float32 or bfloat16"
         return f"{what}; load the model in float32, bfloat16 or float16"
-    if not is_attention(layer) and kind_of(layer) is None:
+    if not has_parts(layer) and kind_of(layer) is None:
         return f"is a {type(layer).__module__}.{type(layer).__name__}; supported are {SUPPORTED}"
     return None
+
+
+def has_parts(layer: nn.Module) -> bool:
+    """Whether the layer is taken apart into layers of its own, or was already: attention, fused experts."""
+    return is_attention(layer) or is_experts(layer)
+
+
+def take_apart(layer: Any) -> TakenApart:
+    """The layer that `has_parts`, taken apart."""
+    if isinstance(layer, TakenApart):
+        return layer
+    return MultiheadAttention(layer) if isinstance(layer, nn.MultiheadAttention) else Experts(layer)
+
+
+def part_weights(layer: Any) -> dict[str, torch.Tensor]:
+    """The weights of the parts by name, of a layer that is not yet taken apart."""
+    return projection_weights(layer) if isinstance(layer, nn.MultiheadAttention) else expert_weights(layer)

@@ -16,7 +16,7 @@ from ..compat.peft_ import include_all_linear_layers, is_excluded
 from ..compat.reads import reads_weight
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
-from ..kinds import PROJECTIONS, Kind, MultiheadAttention, is_attention, kind_of, leave_fast_path
+from ..kinds import Kind, MultiheadAttention, TakenApart, has_parts, kind_of, leave_fast_path, take_apart
 from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
@@ -152,13 +152,13 @@ class OIALRModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if is_attention(target):
-            attention = target if isinstance(target, MultiheadAttention) else MultiheadAttention(cast(Any, target))
-            setattr(parent, target_name, attention)
-            for name in PROJECTIONS:
-                child, key = getattr(attention, name), f"{current_key}.{name}"
-                self._create_and_replace(peft_config, adapter_name, child, name, attention, key)
-                getattr(attention, name).in_attention = True
+        if has_parts(target):
+            whole = take_apart(target)
+            setattr(parent, target_name, whole)
+            for name in whole.parts:
+                child, key = getattr(whole, name), f"{current_key}.{name}"
+                self._create_and_replace(peft_config, adapter_name, child, name, whole, key)
+                getattr(whole, name).in_attention = isinstance(whole, MultiheadAttention)
             return
         # `select_targets` has checked that its kind is supported.
         layer = target if isinstance(target, OIALRLayer) else OIALRLayer(target, cast(Kind, kind_of(target)))
@@ -178,7 +178,7 @@ class OIALRModel(BaseTuner):
         self._progress.update()
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, MultiheadAttention):
+        if isinstance(child, TakenApart):
             setattr(parent, child_name, new_module)  # PEFT's would look for the one weight of the child
         else:
             super()._replace_module(parent, child_name, new_module, child)

@@ -13,13 +13,15 @@ from torch import nn
 
 from ..config import RESIDUAL_RANK, OIALRConfig
 from ..kinds import (
-    PROJECTIONS,
+    PART_NAMES,
     Kind,
     MultiheadAttention,
+    TakenApart,
+    has_parts,
     is_quantised,
     kind_of,
+    part_weights,
     plain_weight,
-    projection_weights,
     unsupported_reason,
 )
 from ..layer import OIALRLayer
@@ -38,11 +40,11 @@ SKINNY = 10  # a layer with max(out, in) > SKINNY * min(out, in) has nothing to 
 def initial_rank(name: str, full_rank: int, config: OIALRConfig) -> int:
     """The inner rank of a layer at factorisation, from `rank_pattern` and `r`.
 
-    A projection of attention goes by its own name in `rank_pattern`, else by that of the attention module.
+    A part of a module that is taken apart goes by its own name in `rank_pattern`, else by that of the module.
     """
     rank, patterns = config.r, list(config.rank_pattern)
     parent, _, last = name.rpartition(".")
-    for candidate in (name, *([parent] if last in PROJECTIONS else [])):
+    for candidate in (name, *([parent] if last in PART_NAMES else [])):
         if (key := get_pattern_key(patterns, candidate)) in config.rank_pattern:
             rank = config.rank_pattern[key]
             break
@@ -67,13 +69,13 @@ class Target(NamedTuple):
 
 
 def targets_of(name: str, layer: nn.Module) -> list[Target]:
-    """The weights of a supported layer: its own, or of attention those of the projections."""
+    """The weights of a supported layer: its own, or those of its parts."""
     if isinstance(layer, OIALRLayer):
         return [Target(name, layer.matrix_shape, layer.base_weight, layer.get_base_layer())]
-    if isinstance(layer, MultiheadAttention):
-        return [target for child in PROJECTIONS for target in targets_of(f"{name}.{child}", getattr(layer, child))]
-    if isinstance(layer, nn.MultiheadAttention):
-        weights = projection_weights(layer)
+    if isinstance(layer, TakenApart):
+        return [target for child in layer.parts for target in targets_of(f"{name}.{child}", getattr(layer, child))]
+    if has_parts(layer):
+        weights = part_weights(layer)
         return [Target(f"{name}.{child}", tuple(weight.shape), weight) for child, weight in weights.items()]
     kind = cast(Kind, kind_of(layer))  # callers have asked `unsupported_reason`
     return [Target(name, kind.matrix_shape(layer), cast(torch.Tensor, layer.weight), layer)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..config import OIALRConfig
-from ..kinds import MultiheadAttention, is_attention, is_quantised
+from ..kinds import TakenApart, has_parts, is_quantised
 from ..layer import OIALRLayer
 from .rules import (
     check,
@@ -98,7 +98,7 @@ def _saved(modules: Modules, ranks: dict[str, int | None]) -> TargetSelection:
     """The layers of a saved adapter."""
     parents = {name.rpartition(".")[0] for name in ranks}
     selection = TargetSelection(
-        [name for name, m in modules.items() if name in ranks or (is_attention(m) and name in parents)]
+        [name for name, m in modules.items() if name in ranks or (has_parts(m) and name in parents)]
     )
     covered = {name for name in ranks if name in modules or name.rpartition(".")[0] in selection.chosen}
     if absent := sorted(set(ranks) - covered):
@@ -154,8 +154,8 @@ def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: M
 
 def _named(model: nn.Module, modules: Modules, config: OIALRConfig, matches: Matches) -> TargetSelection:
     names = [name for name in modules if matches(name)]
-    attention = {name for name in names if is_attention(modules[name])}
-    selection = TargetSelection([name for name in names if name.rpartition(".")[0] not in attention])
+    whole = {name for name in names if has_parts(modules[name])}
+    selection = TargetSelection([name for name in names if name.rpartition(".")[0] not in whole])
     uses = uses_of(model)
     occurrences = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for name in selection.chosen:
@@ -181,7 +181,7 @@ def _named(model: nn.Module, modules: Modules, config: OIALRConfig, matches: Mat
 def _inside_adapter(model: nn.Module, name: str) -> bool:
     parent = name.rpartition(".")[0]
     while parent:
-        if isinstance(model.get_submodule(parent), (OIALRLayer, MultiheadAttention)):
+        if isinstance(model.get_submodule(parent), (OIALRLayer, TakenApart)):
             return True
         parent = parent.rpartition(".")[0]
     return False
