@@ -24,7 +24,8 @@ def main() -> None:
     folder, path = Path(sys.argv[1]), Path(sys.argv[2])
     import transformers
 
-    name = AutoConfig.from_pretrained(folder).architectures[0]
+    config: Any = AutoConfig.from_pretrained(folder)
+    name = config.architectures[0]
     model = getattr(transformers, name).from_pretrained(folder).eval()
     (to_program if path.suffix == ".pt2" else to_onnx)(model, path)
 

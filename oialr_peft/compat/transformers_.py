@@ -50,7 +50,7 @@ def fused_names(experts: Any) -> tuple[str, str] | None:
 
 
 def _is_fused(experts: Any, name: str) -> bool:
-    weight = getattr(experts, name, None)
+    weight: Any = getattr(experts, name, None)
     if type(weight) not in (torch.Tensor, nn.Parameter) or weight.element_size() < 2:  # quantised
         return False
     return weight.ndim == 3 and len(weight) == experts.num_experts and weight.is_floating_point()

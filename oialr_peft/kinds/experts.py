@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -101,11 +101,19 @@ class Experts(TakenApart):
     """
 
     parts: ClassVar[tuple[str, ...]] = ("first", "second")
+    first: nn.Module
+    second: nn.Module
+    act_fn: nn.Module
+    post_expert_norm: nn.Module
+    num_experts: int
+    has_gate: bool
+    has_bias: bool
+    has_post_expert_norm: bool
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, source: Any) -> None:
         super().__init__()
-        self.plain = type(source)
-        self.fused = fused_names(source) or ()
+        self.plain: Any = type(source)
+        self.fused = cast(tuple[str, str], fused_names(source))
         make = ExpertsConv1D if source.is_transposed else ExpertsLinear
         for part, name in zip(self.parts, self.fused, strict=True):
             weight: Any = getattr(source, name)
