@@ -61,11 +61,11 @@ def _put_lora_on_compressed_layers() -> None:
     patch(lora, "dispatch_default", _lora_layer)
 
 
-def _lora_layer(original: Callable, target: Any, adapter_name: str, *args, **kwargs) -> Any:
+def _lora_layer(original: Callable, target: Any, *args, **kwargs) -> Any:
     """dispatch_default, which chooses LoRA's layer for a layer of the model."""
     from .export.lora_layer import lora_layer
 
-    return lora_layer(target, adapter_name, **kwargs) or original(target, adapter_name, *args, **kwargs)
+    return lora_layer(target, *args, **kwargs) or original(target, *args, **kwargs)
 
 
 def _write_our_cards() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from .modules import Factored
 
 
-def lora_layer(target: Any, adapter_name: str, config: LoraConfig, **kwargs: Any) -> LoraFactored | None:
+def lora_layer(target: Any, adapter_name: str, config: LoraConfig, *args: Any, **kwargs: Any) -> LoraFactored | None:
     """The LoRA layer around `target` where that is two linear layers in a row; None for any other.
 
     Raises:
@@ -25,7 +25,7 @@ def lora_layer(target: Any, adapter_name: str, config: LoraConfig, **kwargs: Any
             f"LoRA with `{asked}` works on the dense weight of a layer, which a compressed model does not hold. Take "
             "plain LoRA, or put the adapter on `model.dequantize()`."
         )
-    return LoraFactored(target, adapter_name, config=config, **kwargs)
+    return LoraFactored(target, adapter_name, config, *args, **kwargs)
 
 
 class LoraFactored(LoraLinear):

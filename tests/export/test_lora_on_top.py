@@ -44,6 +44,9 @@ def test_it_trains_saves_loads_and_switches_off(bert, tmp_path):
     model.save_pretrained(tmp_path / "lora")
     loaded = PeftModel.from_pretrained(bert(), tmp_path / "lora")
     assert torch.equal(logits(loaded), trained)
+    loaded.add_adapter("other", LoraConfig(target_modules=["query"], r=3))
+    loaded.set_adapter("other")  # zero at first
+    torch.testing.assert_close(logits(loaded), logits(bert()))
     assert torch.equal(logits(loaded.unload()), logits(bert()))
 
 
