@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ def tiny_whisper() -> transformers.WhisperForConditionalGeneration:
     model = transformers.WhisperForConditionalGeneration(config)
     model.generation_config.update(max_new_tokens=3, suppress_tokens=None, begin_suppress_tokens=None)
     return model
+
+
+def unet() -> Any:
+    from diffusers import UNet2DConditionModel
+
+    blocks = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    sizes = {"sample_size": 8, "block_out_channels": (16, 32), "cross_attention_dim": 16, "attention_head_dim": 4}
+    return UNet2DConditionModel(norm_num_groups=4, layers_per_block=1, **sizes, **blocks)
 
 
 ON_THE_HUB: dict[str, Callable[[], Any]] = {
@@ -87,6 +99,13 @@ def names_of(page: str) -> dict[str, Any]:
         "time_series.md": lambda: {
             "windows": rows(classes(), past_values=torch.randn(8, 32, 2), future_values=torch.randn(8, 8, 2))
         },
+        "embeddings.md": lambda: {"pairs": Dataset.from_dict({"anchor": SENTENCES[:8], "positive": SENTENCES[1:9]})},
+        "diffusion.md": lambda: {
+            "batches": [
+                (torch.randn(2, 4, 8, 8), torch.tensor([1, 7]), torch.randn(2, 3, 16), torch.randn(2, 4, 8, 8))
+            ]
+            * 4
+        },
         "from_scratch.md": lambda: {"batches": [tokens(seed=seed) for seed in range(12)]},
         "compress.md": lambda: {"model": adapted_bert(), "tokenizer": tokenizer()},
         "serving.md": lambda: {"nothing": small()},
@@ -128,3 +147,5 @@ def put_on_the_hub(code: str, folder: Path) -> None:
         if f'"{name}"' in code:
             make().save_pretrained(folder / name)
             tokenizer().save_pretrained(folder / name)
+    if (name := "stable-diffusion-v1-5/stable-diffusion-v1-5") in code and find_spec("diffusers"):
+        unet().save_pretrained(folder / name / "unet")

@@ -15,8 +15,16 @@ from tests.docs.around import names_of, put_on_the_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-OPTIONAL = {"trl", "onnx", "onnxscript", "onnxruntime", "torchao"}  # a block that needs one of them is not run without
-SLOW = {"serving.md", "causal_lm.md", "seq2seq.md"}  # torch's exporter, TRL, two models
+OPTIONAL = {
+    "trl",
+    "sentence_transformers",
+    "diffusers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "torchao",
+}  # a block that needs one of them is not run without
+SLOW = {"serving.md", "causal_lm.md", "seq2seq.md", "embeddings.md", "diffusion.md"}  # other libraries, two models
 
 
 def blocks(page: Path) -> list[str]:
