@@ -24,7 +24,8 @@ OPTIONAL = {
     "onnxruntime",
     "torchao",
 }  # a block that needs one of them is not run without
-SLOW = {"serving.md", "causal_lm.md", "seq2seq.md", "embeddings.md", "diffusion.md"}  # other libraries, two models
+# Other libraries to import, torch's exporter, several trainings.
+SLOW = {f"{name}.md" for name in "causal_lm diffusion embeddings from_lora seq2seq serving vision".split()}
 
 
 def blocks(page: Path) -> list[str]:

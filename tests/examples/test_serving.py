@@ -46,6 +46,7 @@ def masked_batch() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+@pytest.mark.slow  # tests/export exports a model too, without free sizes
 def test_a_program_of_torch_export(model, export, tmp_path):
     export.to_program(model, tmp_path / "model.pt2")
     program = torch.export.load(tmp_path / "model.pt2")
