@@ -136,6 +136,8 @@ class Exchange:
     def _use_later(self, task: SvdTask, owner: int, solution: Solution | None) -> None:
         if self._in_order or owner != self.workers.index:
             self._attempt("Updating", task, lambda: self.use(task, solution))
+        if self._in_order and self._error is not None:
+            raise self._failed()  # at once: the others wait in a collective, where no word reaches them
 
     def _failed(self) -> Exception:
         where = f"{self._what} failed on process {self.workers.index}"

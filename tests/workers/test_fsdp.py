@@ -1,5 +1,7 @@
 """FSDP2's fully_shard on two processes: the ranks and weights of one process, small files, resume bit for bit."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -37,3 +39,9 @@ def test_a_residual_adapter_shards_like_one_process(tmp_path):
         torchrun(processes, "residual_fsdp_worker", tmp_path)
     one, two = (torch.load(tmp_path / f"logits-{n}.pt") for n in (1, 2))
     torch.testing.assert_close(two, one, rtol=0, atol=1e-8)
+
+
+def test_a_failure_inside_a_collective_phase_ends_the_run_at_once():
+    """The others wait in a collective call, where no word reaches them; the end of the process does."""
+    output = torchrun(2, "fsdp_fault_worker", fails=True, timeout=200)
+    assert re.search(r"Updating '[\w.]+' failed on process 1: MemoryError: no room for the third layer", output)
