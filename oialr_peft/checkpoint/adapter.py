@@ -120,8 +120,8 @@ def _refuse_other_mode(file: Path, live: OIALRConfig) -> None:
     saved = saved_config(read_header(file)[1], file)
     if saved is not None and bool(saved.get("residual")) != live.residual:
         raise ValueError(
-            f"'{file}' is an adapter with residual={not live.residual}, the live one has residual={live.residual}: its "
-            "sigma would be taken for something else. Load it under another `adapter_name`."
+            f"'{file}' is an adapter with residual={not live.residual}, the live one has residual={live.residual}: "
+            "its sigma would be taken for something else. Load it under another `adapter_name`."
         )
 
 
