@@ -11,6 +11,7 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
 from ..compat.reads import reads_weight
+from ..compat.transformers_ import checkpoint_files
 from ..kinds import TakenApart, leave_fast_path, take_apart
 from .modules import Factored, factored_like, full_rank, has_factored_form, plain_like
 from .record import FORMAT_VERSION, CompressedConfig
@@ -38,7 +39,7 @@ class CompressedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         from .files import check_entries, check_hashes, read_headers  # on first use: importing the package needs none
 
-        files = kwargs.get("checkpoint_files")
+        files = checkpoint_files(kwargs)
         entries = read_headers(files)
         shape_like(model, self.quantization_config)
         check_entries(entries, model.state_dict(), _tensors(model))
