@@ -44,7 +44,7 @@ test-lowest:  ## registration, training, saving, loading and compressed checkpoi
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[plots]" datasets pytest pytest-timeout
-	$(VENV)-lowest/bin/python -m pytest tests/peft tests/export tests/training/test_trainer.py
+	$(VENV)-lowest/bin/python -m pytest tests/peft tests/export tests/hostile tests/training/test_trainer.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -51,21 +51,17 @@ class CompressedQuantizer(HfQuantizer):
         # transformers 5 marks what it loaded, and fills what was missing with random values and a note in the log.
         if not hasattr(HfQuantizer, "update_missing_keys"):
             # What is still on the meta device is offloaded to disk; transformers puts what was missing elsewhere.
-            whole = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
-            tensors = dict(model.named_parameters()) if whole else _tensors(model)
-            tensors = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
-            missing = [name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")]
-            computed: Any = (
-                model._keys_to_ignore_on_load_missing or ()
-            )  # when the model is made, such as fixed positions
-            _refuse_missing([name for name in missing if not any(re.search(key, name) for key in computed)])
+            tensors = {name: tensor for name, tensor in _needed(model).items() if not tensor.is_meta}
+            _refuse_missing([name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")])
         _refuse_nan(model)
         model.is_quantized = False  # type: ignore[assignment]  # it trains, casts and takes adapters like any other
         return model
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         """transformers 4 asks here; later ones leave marks."""
-        _refuse_missing([key for key in missing_keys if key in _tensors(model)])
+        needed, tied = _needed(model), getattr(model.config, "tie_word_embeddings", True)
+        shared: Any = model._tied_weights_keys if tied else ()  # patterns; such a tensor is in the file once
+        _refuse_missing([k for k in missing_keys if k in needed and not any(re.search(s, k) for s in shared or ())])
         return missing_keys
 
     def update_unexpected_keys(self, model: nn.Module, unexpected_keys: list[str]) -> list[str]:
@@ -142,6 +138,16 @@ def _tensors(model: nn.Module) -> dict[str, nn.Parameter]:
         if isinstance(module, Factored)
         for part, parameter in module.named_parameters()
     }
+
+
+def _needed(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The tensors that a file must have: the factors and, for the class that was saved, all that are not computed."""
+    whole = type(model).__name__ in (getattr(model.config, "architectures", None) or ())  # type: ignore[union-attr]
+    if not whole:
+        return _tensors(model)
+    computed: Any = model._keys_to_ignore_on_load_missing or ()  # when the model is made, such as fixed positions
+    tensors = model.named_parameters()
+    return {name: tensor for name, tensor in tensors if not any(re.search(key, name) for key in computed)}
 
 
 def _refuse_missing(names: list[str]) -> None:
