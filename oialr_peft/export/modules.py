@@ -52,9 +52,9 @@ def _is_short(x: torch.Tensor) -> bool:
     There weight @ xᵀ takes half the time (DIARY: Latency of short inputs). Graphs that are recorded leave it to their
     compiler.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkl.is_available():
+    if torch.compiler.is_compiling() or is_tracing() or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
-    return not is_tracing() and not torch.compiler.is_compiling() and 16 * x.shape[-1] <= x.numel() <= 48 * x.shape[-1]
+    return torch.backends.mkl.is_available() and 16 * x.shape[-1] <= x.numel() <= 48 * x.shape[-1]
 
 
 def _is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
