@@ -58,15 +58,19 @@ def test_run_gives_the_same_bits_as_the_earlier_version_on_this_machine(run, now
 
 @pytest.mark.parametrize("run", RECORDED)
 def test_run_comes_to_what_was_recorded(run, now):
-    """Elsewhere bits differ, and a run amplifies the difference; a few steps keep it small."""
+    """Elsewhere bits differ, and a run amplifies the difference; a few steps keep it small.
+
+    Not where moments="slice" leaves them as they were under new bases, whose signs an SVD is free to choose.
+    """
     found, expected = now[run], RECORDED[run]
+    free = run in ("bf16", "sgd")
     assert found["ranks"] == expected["ranks"]
-    assert found["losses"] == pytest.approx(expected["losses"], rel=2e-2 if run == "bf16" else 1e-3)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=2e-2 if free else 1e-3)
     assert set(found["tensors"]) == set(expected["tensors"])
     for name, (_, shape, _, size) in found["tensors"].items():
         _, expected_shape, _, expected_size = expected["tensors"][name]
         assert shape == expected_shape, name
-        assert math.isclose(size, expected_size, rel_tol=0.1 if run == "bf16" else 0.01, abs_tol=1e-6), name
+        assert math.isclose(size, expected_size, rel_tol=0.1 if free else 0.01, abs_tol=1e-6), name
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
