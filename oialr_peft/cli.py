@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,7 @@ def _plot(parsed: argparse.Namespace) -> None:
 
 def _add_compress(commands: Any) -> None:
     text = "A saved adapter as a small model of two-factor layers, which needs no base."
-    compress = commands.add_parser("compress", help=text, description=text)
-    compress.add_argument("adapter", metavar="ADAPTER", help=_ADAPTER)
-    compress.add_argument("output", metavar="FOLDER", help="where the model is written")
-    compress.set_defaults(run=_compress)
+    _add_writer(commands, "compress", text, _compress)
 
 
 def _compress(parsed: argparse.Namespace) -> None:
@@ -102,10 +99,7 @@ def _compress(parsed: argparse.Namespace) -> None:
 
 def _add_merge(commands: Any) -> None:
     text = "A saved adapter merged into its base model: a dense model, which needs nothing of OIALR."
-    merge = commands.add_parser("merge", help=text, description=text)
-    merge.add_argument("adapter", metavar="ADAPTER", help=_ADAPTER)
-    merge.add_argument("output", metavar="FOLDER", help="where the model is written")
-    merge.set_defaults(run=_merge)
+    _add_writer(commands, "merge", text, _merge)
 
 
 def _merge(parsed: argparse.Namespace) -> None:
@@ -117,6 +111,14 @@ def _merge(parsed: argparse.Namespace) -> None:
     if processing is not None:
         processing.save_pretrained(parsed.output)
     print(f"Written: {parsed.output}")
+
+
+def _add_writer(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> None:
+    """A command from an adapter to the folder of a model."""
+    writer = commands.add_parser(name, help=text, description=text)
+    writer.add_argument("adapter", metavar="ADAPTER", help=_ADAPTER)
+    writer.add_argument("output", metavar="FOLDER", help="where the model is written")
+    writer.set_defaults(run=run)
 
 
 def _add_card(commands: Any) -> None:

@@ -104,9 +104,10 @@ class OIALRConfig(PeftConfig):
         default=None, metadata=_help("Share of the dense parameters that the compressed model is to hold.")
     )
     rank_rule: Literal["relative", "energy", "optimal"] = field(
-        default="relative", metadata=_help("Singular values are cut relative to: relative, energy or optimal.")
+        default="relative",
+        metadata=_help("What sigma_cutoff is a share of; optimal: by noise."),
     )
-    sigma_cutoff: float = field(default=0.1, metadata=_help("Drop singular values below this share of the largest."))
+    sigma_cutoff: float = field(default=0.1, metadata=_help("Drop singular values below this share."))
     layer_step: float = field(default=0.1, metadata=_help("Share of layers that joins per update, last first."))
     max_cut: float = field(default=0.5, metadata=_help("Largest share of a rank that goes per update."))
     min_rank: float = field(default=0.01, metadata=_help("Floor of the rank as a share of min(out, in)."))

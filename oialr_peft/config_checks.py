@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 
@@ -107,7 +106,7 @@ def _check_target(config: OIALRConfig) -> None:
         )
     if not 0 < config.target_size < 1:
         raise ValueError(f"`target_size` must be in (0, 1); got {config.target_size}.")
-    for name, value in _given(config, "rank_rule", "sigma_cutoff", "layer_step", "max_cut"):
+    for name, value in given(config, "rank_rule", "sigma_cutoff", "layer_step", "max_cut"):
         raise ValueError(
             f"`{name}={value!r}` has no effect with `target_size`, which chooses the ranks of all layers together "
             f"from the size. Leave `{name}` out, or leave `target_size` out."
@@ -115,17 +114,16 @@ def _check_target(config: OIALRConfig) -> None:
 
 
 def _check_rank_rule(config: OIALRConfig) -> None:
-    for name, value in _given(config, "sigma_cutoff", "max_cut") if config.rank_rule == "optimal" else ():
+    for name, value in given(config, "sigma_cutoff", "max_cut") if config.rank_rule == "optimal" else ():
         raise ValueError(
             f"`{name}={value!r}` has no effect with rank_rule='optimal', which tells noise by the median and drops "
             f"all of it at once. Leave `{name}` out, or use rank_rule='relative' or 'energy'."
         )
 
 
-def _given(config: OIALRConfig, *names: str) -> list[tuple[str, object]]:
-    """Of these fields those that are not at their defaults."""
-    defaults = {field.name: field.default for field in fields(config)}
-    return [(name, getattr(config, name)) for name in names if getattr(config, name) != defaults[name]]
+def given(config: OIALRConfig, *names: str) -> list[tuple[str, object]]:
+    """Of these fields those that are not at their defaults, with their values."""
+    return [(name, value) for name in names if (value := getattr(config, name)) != getattr(type(config), name)]
 
 
 def _check_residual(config: OIALRConfig) -> None:

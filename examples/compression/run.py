@@ -5,7 +5,6 @@ python run.py --data DATA --task characters --seed 0 --output results/characters
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import platform
@@ -19,29 +18,17 @@ import transformers
 
 sys.path.append(str(Path(__file__).parents[1] / "target_size"))
 from methods import METHODS
-from tasks import TASKS
-from training import train
+from training import arguments, dense_start, train
 
 import oialr_peft
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of tinyshakespeare/ and cifar10-jpeg/")
-    parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.6, 0.4])
+    parser = arguments(__doc__, shares=[0.6, 0.4])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
-    parser.add_argument("--dense-steps", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--lr", type=float, default=2e-3, help="of the dense model's training")
-    parser.add_argument("--output", type=Path, required=True)
     parsed = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(parsed.seed)
-    task = TASKS[parsed.task](parsed.data)
-    dense = train(task.model(), task, parsed.seed, parsed.dense_steps, parsed.lr)
+    task, dense = dense_start(parsed)
 
     def tried(name: str, share: float) -> list[dict[str, Any]]:
         """Both losses at every rate; test is reported at the one that validation prefers."""

@@ -65,7 +65,7 @@ def earlier(parsed: argparse.Namespace) -> dict[str, Any]:
     return made if alike else {}
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of tinyshakespeare/")
     parser.add_argument("--size", default="small", help="of the model, as in examples/quality")
@@ -75,7 +75,11 @@ def main() -> None:
     parser.add_argument("--base-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--output", type=Path, required=True)
-    parsed = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    parsed = arguments()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     began = time.perf_counter()

@@ -5,19 +5,16 @@ python run.py --data DATA --task characters --seed 0 --output results/characters
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import platform
-from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from rules import Cutoff, Uniform
-from tasks import TASKS
 from torch import nn
-from training import train
+from training import arguments, dense_start, train
 
 import oialr_peft
 from oialr_peft import OIALRConfig, OIALRUpdater
@@ -54,21 +51,10 @@ def compressed(dense: nn.Module, task: Any, seed: int, rule: str, share: float, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of tinyshakespeare/ and cifar10-jpeg/")
-    parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.3])
+    parser = arguments(__doc__, shares=[0.3])
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
-    parser.add_argument("--dense-steps", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--output", type=Path, required=True)
     parsed = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(parsed.seed)
-    task = TASKS[parsed.task](parsed.data)
-    dense = train(task.model(), task, parsed.seed, parsed.dense_steps, parsed.lr)
+    task, dense = dense_start(parsed)
     found = [
         compressed(dense, task, parsed.seed, rule, share, parsed.steps, parsed.lr / 2)
         for share in parsed.shares

@@ -1,13 +1,39 @@
-"""The loop that every method here trains in."""
+"""What the comparisons of this folder and of examples/compression share: arguments, the dense model, the loop."""
 
 from __future__ import annotations
 
+import argparse
 import math
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from tasks import TASKS
 from torch import nn
+
+
+def arguments(description: str | None, shares: Sequence[float]) -> argparse.ArgumentParser:
+    """The options of a run; `shares` is what it compresses to by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of tinyshakespeare/ and cifar10-jpeg/")
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shares", type=float, nargs="+", default=list(shares))
+    parser.add_argument("--dense-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--lr", type=float, default=2e-3, help="of the dense model's training")
+    parser.add_argument("--output", type=Path, required=True)
+    return parser
+
+
+def dense_start(parsed: argparse.Namespace) -> tuple[Any, nn.Module]:
+    """The task, and the dense model that is to be compressed."""
+    torch.set_num_threads(1)
+    torch.manual_seed(parsed.seed)
+    task = TASKS[parsed.task](parsed.data)
+    return task, train(task.model(), task, parsed.seed, parsed.dense_steps, parsed.lr)
 
 
 def train(model: nn.Module, task: Any, seed: int, steps: int, lr: float, after: Any = None) -> nn.Module:

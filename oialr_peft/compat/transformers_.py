@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,12 +30,7 @@ def calling_handler() -> CallbackHandler | None:
     # On first use: `import oialr_peft` does not import the Trainer.
     from transformers.trainer_callback import CallbackHandler
 
-    frame = sys._getframe()
-    while frame is not None:
-        if isinstance(handler := frame.f_locals.get("self"), CallbackHandler):
-            return handler
-        frame = frame.f_back
-    return None
+    return next((h for f in _callers() if isinstance(h := f.f_locals.get("self"), CallbackHandler)), None)
 
 
 def checkpoint_files(given: dict[str, Any]) -> list[str] | None:
@@ -44,12 +41,16 @@ def checkpoint_files(given: dict[str, Any]) -> list[str] | None:
     name = "checkpoint_files"
     if name in given:
         return given[name]
-    frame = sys._getframe()
+    loading = (frame.f_locals.get(name) for frame in _callers() if frame.f_code.co_name == "from_pretrained")
+    return next((files for files in loading if isinstance(files, list)), None)
+
+
+def _callers() -> Iterator[FrameType]:
+    """The functions that are being run, the innermost first."""
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name == "from_pretrained" and isinstance(files := frame.f_locals.get(name), list):
-            return files
+        yield frame
         frame = frame.f_back
-    return None
 
 
 def fused_names(experts: Any) -> tuple[str, str] | None:

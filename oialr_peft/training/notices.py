@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import OIALRConfig
+from ..config_checks import given
 from ..plain import ModelSize
 from ..policy import Schedule
 from ..update_report import UpdateReport
@@ -43,10 +44,9 @@ def too_short(schedule: Schedule, names: Sequence[str], last: int) -> str | None
 def without_effect(config: OIALRConfig) -> str | None:
     """Fields that say how ranks fall or bases turn, in a mode where they do neither."""
     fields = ("update_interval", "rank_rule", "sigma_cutoff", "layer_step", "max_cut", "rank_multiple", "moments")
-    given = [name for name in fields if getattr(config, name) != getattr(OIALRConfig, name)]
-    if not config.residual or not given:
+    if not config.residual or not (found := given(config, *fields)):
         return None
-    values = ", ".join(f"`{name}={getattr(config, name)!r}`" for name in given)
+    values = ", ".join(f"`{name}={value!r}`" for name, value in found)
     return (
         f"{values} has no effect with `residual=True`: its ranks and bases stay as they are made, so there are no "
         "updates. Leave it out."

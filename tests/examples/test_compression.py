@@ -1,4 +1,4 @@
-"""examples/compression: every method ends at the size, and the README is what the results give."""
+"""examples/compression: every method ends at the size."""
 
 import json
 
@@ -8,11 +8,6 @@ from tests.helpers.examples import ROOT, python
 
 
 FOLDER = ROOT / "examples" / "compression"
-
-
-def test_the_readme_is_what_the_results_give():
-    code = "from tables import *; print(render(HERE / 'results'), end='')"
-    assert python(FOLDER, "-c", code) == (FOLDER / "README.md").read_text()
 
 
 @pytest.mark.slow

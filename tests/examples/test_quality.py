@@ -1,4 +1,4 @@
-"""examples/quality: every method trains, a sweep goes on where it stopped, and the README is what the results give."""
+"""examples/quality: every method trains, a sweep goes on where it stopped."""
 
 import json
 import random
@@ -40,8 +40,3 @@ def test_a_sweep_runs_every_method_once_and_its_figures_add_up(text, tmp_path):
     assert longer["held"] == both["held"] < dense["held"]
     assert longer["trained_in_second_half"] < both["trained_in_second_half"]
     assert all(found["validation"] < 3.3 for found in results.values())  # log of 26 letters and a blank
-
-
-def test_the_readme_is_what_the_results_give():
-    code = "from tables import *; print(render(HERE / 'results'), end='')"
-    assert python(FOLDER, "-c", code) == (FOLDER / "README.md").read_text()

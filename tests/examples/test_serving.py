@@ -17,11 +17,6 @@ from tests.helpers.examples import ROOT, python
 FOLDER = ROOT / "examples" / "serving"
 
 
-def test_the_readme_is_what_the_results_give():
-    code = "from tables import *; print(render(HERE / 'results'), end='')"
-    assert python(FOLDER, "-c", code) == (FOLDER / "README.md").read_text()
-
-
 @pytest.fixture
 def model(tmp_path):
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
