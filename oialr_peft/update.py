@@ -24,7 +24,7 @@ import torch
 
 from .config import OIALRConfig
 from .errors import OIALRWarning
-from .linalg import Activations, Rotation, cut_by_activations, decompose, spectrum
+from .linalg import Rotation, Seen, cut_by_activations, decompose, spectrum
 from .memory import release_memory
 from .moments import MomentCarrier
 from .policy import Policies
@@ -43,7 +43,7 @@ def update_bases(
     policies: Policies,
     carrier: MomentCarrier,
     workers: Workers,
-    seen: Mapping[str, Activations],
+    seen: Mapping[str, Seen],
     *,
     step: int,
     update_number: int,
@@ -94,7 +94,7 @@ class _Update:
         config: OIALRConfig,
         policies: Policies,
         carrier: MomentCarrier,
-        seen: Mapping[str, Activations],
+        seen: Mapping[str, Seen],
         step: int,
     ) -> None:
         self.weights, self.seen = weights, seen
