@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from ..files import replace_file
-from .plots import draw_layers, draw_ranks, draw_series, draw_updates, figure_of
+from .plots import draw_layers, draw_ranks, draw_series, draw_spectra, draw_updates, figure_of
 from .run import Run, read_run
 
 
@@ -63,6 +63,8 @@ def _figures(run: Run) -> dict[str, str]:
         height = max(3.0, 0.8 + 0.16 * len(run.updates[0]["ranks"]))
         figures["Ranks"] = figure_of(lambda axes: draw_ranks(axes, run.updates))
         figures["Ranks, layer by layer"] = figure_of(lambda axes: draw_layers(axes, run.updates), height)
+        if any(update.get("spectra") for update in run.updates):
+            figures["Spectra"] = figure_of(lambda axes: draw_spectra(axes, run.updates))
         figures["Updates"] = figure_of(lambda axes: draw_updates(axes, run.updates))
     else:
         names = {f"oialr/{which}_rank": which for which in ("max", "mean", "min")}

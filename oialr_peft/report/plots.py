@@ -92,6 +92,21 @@ def draw_layers(axes: Any, updates: list[dict]) -> None:
     axes.set_xlabel("update at optimizer step")
 
 
+def draw_spectra(axes: Any, updates: list[dict]) -> None:
+    """Singular values as shares of the largest, over their places: a line per layer when first and when last seen."""
+    seen = {name: update for update in reversed(updates) for name in update.get("spectra", {})}
+    last = {name: update for update in updates for name in update.get("spectra", {})}
+    for found, color, label in ((seen, "0.75", "at its first update"), (last, "tab:blue", "at its last")):
+        for number, (name, update) in enumerate(found.items()):
+            values, kept = update["spectra"][name], update["ranks"][name] / update["full_ranks"][name]
+            places = [kept * place / max(1, len(values) - 1) for place in range(len(values))]
+            shares = [value / (values[0] or 1.0) for value in values]
+            axes.plot(places, shares, color=color, linewidth=0.8, alpha=0.8, label=None if number else label)
+    axes.set(xlabel="place in the spectrum, share of the full rank", ylabel="singular value / largest", xlim=(0, 1))
+    axes.set_ylim(0, 1.05)
+    axes.legend(frameon=False)
+
+
 def draw_series(axes: Any, run: Run, names: dict[str, str], label: str) -> None:
     """What was logged under each of these names, with its label in the legend."""
     for key, name in names.items():
