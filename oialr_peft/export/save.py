@@ -18,6 +18,7 @@ from ..cards import write_card
 from ..errors import OIALRWarning
 from ..files import Draft
 from ..layer import adapted_weights
+from ..training.processing import remembered_processing
 from ..workers.saving import one_writer
 from .compress import compressed
 from .publish import EARLIER, publish
@@ -62,8 +63,8 @@ def save_compressed(
             repository. Other files of the folder stay here. Default `False`.
         repo_id: name of the repository on the Hub; default the folder's name.
         processing_class: the tokenizer, image processor, feature extractor or processor that belongs to the model;
-            it is saved beside it, so that pipelines find it. `None` (default) saves none, with a warning if the kind
-            of model has one and the folder does not.
+            it is saved beside it, so that pipelines find it. `None` (default): the one that the Trainer had; without
+            one a warning, if the kind of model has one and the folder does not.
         private, token, revision, commit_message, create_pr: of the push, as in `push_to_hub` of transformers.
 
     Raises:
@@ -89,6 +90,8 @@ def save_compressed(
             "would be smaller. Save the adapter with `save_pretrained`, or the model with `merge_and_unload()`; for a "
             "smaller one train with OIALRConfig(residual=False), on the merged model if need be."
         )
+    if processing_class is None:
+        processing_class = remembered_processing(base)
     small = compressed(base)
     with one_writer(base) as writes:
         if not writes:
