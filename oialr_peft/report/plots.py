@@ -114,6 +114,8 @@ def draw_series(axes: Any, run: Run, names: dict[str, str], label: str) -> None:
         if steps:
             axes.plot(steps, values, marker="." if len(steps) < 40 else None, label=name)
     axes.set(xlabel="optimizer step", ylabel=label, ylim=(min(0, axes.get_ylim()[0]), None))
+    if axes.get_ylim()[1] > 1000:
+        axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
 
 
@@ -123,7 +125,7 @@ def draw_updates(axes: Any, updates: list[dict]) -> None:
     dropped = [100 * max(update.get("dropped", {}).values(), default=0.0) for update in updates]
     axes.plot(steps, dropped, marker=".", color="tab:red")
     axes.set(xlabel="optimizer step", ylim=(0, None))
-    axes.set_ylabel("most energy dropped, % of a layer's", color="tab:red")
+    axes.set_ylabel("most energy dropped, %", color="tab:red")
     seconds = axes.twinx()
     seconds.plot(steps, [update["seconds"] for update in updates], marker=".", color="0.5")
     seconds.set_ylabel("seconds per update", color="0.5")
