@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
         known = repo in self.server.repos
         self.server.repos.setdefault(repo, {})
-        if asked.get("private"):
+        if asked.get("visibility") == "private" or asked.get("private"):  # newer clients, older ones
             self.server.private.add(repo)
         self.reply({"url": f"{self.server.url}/{repo}", "id": repo}, status=409 if known else 200)
 
