@@ -29,7 +29,7 @@ from .memory import release_memory
 from .moments import MomentCarrier
 from .policy import Policies
 from .tuner.rules import initial_rank
-from .update_report import UpdateReport
+from .update_report import UpdateReport, sampled
 from .weights import FACTORED, AdaptedWeight
 from .workers.exchange import Exchange, Solution
 from .workers.group import Workers
@@ -78,6 +78,7 @@ def update_bases(
         full_ranks={name: weight.full_rank for name, weight in weights.items()},
         changed={name: update.changed[name] for name in weights if name in update.changed},
         dropped={name: update.dropped[name] for name in weights if name in update.dropped},
+        spectra={name: update.kept[name] for name in weights if name in update.kept},
         skipped=[name for name in weights if name in update.skipped],
         trainable_parameters=sum(weight.trainable_size for weight in weights.values()),
         stored_parameters=sum(weight.stored_size for weight in weights.values()),
@@ -109,6 +110,7 @@ class _Update:
         self.factorised = False
         self.changed: dict[str, list[int]] = {}
         self.dropped: dict[str, float] = {}
+        self.kept: dict[str, list[float]] = {}
         self.skipped: list[str] = []
 
     def _squared_gradients(self) -> dict[str, torch.Tensor]:
@@ -187,6 +189,7 @@ class _Update:
         weight, before = self.weights[task.name], self.weights[task.name].rank
         left, values, right = solution.tensors
         rotation = Rotation(left, values, right.mT if task.travels_as_factors else right)
+        self.kept[task.name] = sampled(values)
         form, change = weight.form, rotation.change(weight.full_factors, self.bases[task.name])
         weight.apply(change)
         self.carrier.transport(weight.core, change.transport, was_dense=task.dense)
