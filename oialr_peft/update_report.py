@@ -13,9 +13,10 @@ class UpdateReport:
 
     `ranks` is the rank of every layer after the update, `full_ranks` its min(out, in); `changed` maps the layers whose
     rank fell to [before, after]; `dropped` is, per cut layer, the share of the squared Frobenius norm of its weight
-    that went with the cut. `trainable_parameters` counts those of the OIALR layers alone, `stored_parameters` what
-    `save_compressed` would keep of them, `dense_parameters` what they hold when dense. `compressed_bytes` is the whole
-    model as `save_compressed` would write it now, `dense_bytes` its dense self.
+    that went with the cut. `waiting` maps the layers that stay dense until their bases have settled to their last
+    stability, None where it is not known yet. `trainable_parameters` counts those of the OIALR layers alone,
+    `stored_parameters` what `save_compressed` would keep of them, `dense_parameters` what they hold when dense.
+    `compressed_bytes` is the whole model as `save_compressed` would write it now, `dense_bytes` its dense self.
     """
 
     step: int
@@ -27,6 +28,7 @@ class UpdateReport:
     changed: dict[str, list[int]] = field(default_factory=dict)
     dropped: dict[str, float] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    waiting: dict[str, float | None] = field(default_factory=dict)
     trainable_parameters: int = 0
     stored_parameters: int = 0
     dense_parameters: int = 0
@@ -40,7 +42,11 @@ class UpdateReport:
     def as_logs(self) -> dict[str, float]:
         """The scalars that go to the Trainer's logs."""
         ranks = list(self.ranks.values())
+        known = [stability for stability in self.waiting.values() if stability is not None]
+        settling = {"oialr/waiting_layers": len(self.waiting)} if self.waiting else {}
+        settling |= {"oialr/waiting_stability": sum(known) / len(known)} if known else {}
         return {
+            **settling,
             "oialr/mean_rank": sum(ranks) / len(ranks),
             "oialr/min_rank": min(ranks),
             "oialr/max_rank": max(ranks),
@@ -58,6 +64,8 @@ class UpdateReport:
         words = [f"cut {len(self.changed)} of {len(self.ranks)} layers"]
         if self.factorised:
             words.insert(0, "factorised")
+        if self.waiting:
+            words.insert(0, f"{len(self.waiting)} layers wait for their bases to settle")
         if self.changed:
             words.append(f"at most {logs['oialr/max_dropped_energy']:.2%} of a weight's energy dropped")
         if self.skipped:

@@ -6,10 +6,12 @@ from .factors import Factors, factor_shapes, factored_size, orthonormality_error
 from .orthogonal import orthogonalise, polar, stability
 from .residual import HELD, Directions, leading_directions, probe_bases, same
 from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
+from .sketch import PROBES, sketch, sketched_stability
 
 
 __all__ = [
     "HELD",
+    "PROBES",
     "BasisChange",
     "Directions",
     "Factors",
@@ -29,6 +31,8 @@ __all__ = [
     "rotate",
     "rotate_lowrank",
     "same",
+    "sketch",
+    "sketched_stability",
     "spectrum",
     "stability",
     "stored_size",

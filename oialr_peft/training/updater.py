@@ -22,7 +22,8 @@ from . import notices, target
 from .averages import Averages
 from .optimizer_checks import check_optimizer
 from .optimizer_steps import GradientWatch, OptimizerSteps
-from .saved_state import checked_scales, checked_state
+from .saved_state import checked_scales, checked_settling, checked_state
+from .settling import Waiting
 from .step_scale import StepScale
 
 
@@ -71,6 +72,7 @@ class OIALRUpdater:
         except Exception as found:
             error = found
         self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
+        self._waiting = Waiting(self.weights, self.policies.settling)
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
         self._warn_once("no effect", notices.without_effect(self.config))
         if total_steps is not None and not self.config.residual:
@@ -144,10 +146,10 @@ class OIALRUpdater:
     def _update(self, number: int) -> UpdateReport:
         self.parallel.before_update()
         workers = self.parallel.workers
+        waiting = self._waiting.measure(workers, self.steps)
         with self.carrier.moving_gradients(self._parameters().values()), self._averages.moving():
-            report = update_bases(
-                self.weights, self.config, self.policies, self.carrier, workers, step=self.steps, update_number=number
-            )
+            facts = {"step": self.steps, "update_number": number, "waiting": waiting}
+            report = update_bases(self.weights, self.config, self.policies, self.carrier, workers, **facts)
         size = self._size.with_ranks(self.weights)
         report = replace(report, compressed_bytes=size.compressed.bytes, dense_bytes=size.dense.bytes)
         self._step_scale.refresh()
@@ -199,6 +201,7 @@ class OIALRUpdater:
         if self.config.residual:
             return notices.residual_summary(self.weights, self.steps)
         self._warn_once("no smaller", notices.no_smaller(self.weights, self.config))
+        self._warn_once("still dense", notices.still_dense(self.weights, self.config, self.steps))
         self._warn_once("missed", target.missed(self._size, self.weights, self.policies, self.steps))
         return notices.summary(self.weights, self._size.with_ranks(self.weights), self.steps)
 
@@ -211,7 +214,7 @@ class OIALRUpdater:
         """Plain JSON. Bases and ranks are in the adapter, moments in the optimizer; under FSDP ranks are here."""
         live = {name: weight.sharded_rank for name, weight in self.weights.items() if weight.sharded_rank}
         scales = self._step_scale.state_dict()
-        state = {"live_ranks": live, "step_scales": scales}
+        state = {"live_ranks": live, "step_scales": scales, "settling": self._waiting.state_dict()}
         return {"steps": self.steps, **{name: value for name, value in state.items() if value}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -221,10 +224,11 @@ class OIALRUpdater:
             ValueError: it is no such state; this one is unchanged.
         """
         steps, ranks = checked_state(state, {name: weight.full_rank for name, weight in self.weights.items()})
-        scales = checked_scales(state)
+        scales, settling = checked_scales(state), checked_settling(state, self.weights)
         self.steps = steps
         self._steps_taken.since_last_asked()
         for name, weight in self.weights.items():
             if name in ranks and is_sharded(weight.core):  # elsewhere shapes tell the rank
                 weight.sharded_rank = ranks[name]
         self._step_scale.load_state_dict(scales)  # for the ranks of now
+        self._waiting.load_state_dict(settling)
