@@ -44,6 +44,8 @@ class OIALRConfig(PeftConfig):
             Lower it to start small; cuts go on from there.
         delay: optimizer steps at full rank before factorisation (d), or a share of the run in (0, 1). 0 (default)
             factorises at injection, for fine-tuning. From scratch, train until the bases have settled: 0.2 to 0.5.
+            `"auto"` measures them: each layer is factorised at the first update at which its basis has settled, within
+            a tenth and a half of the run. It costs an SVD of every dense weight each twentieth of the run.
         update_interval: optimizer steps between updates (ν), or a share of the run in (0, 1]. `None` (default) makes
             20 updates in the run after `delay`, so that every layer comes due, but at least one every 400 steps, which
             is also what it means where the length of the run is not known.
@@ -100,7 +102,9 @@ class OIALRConfig(PeftConfig):
     rank_pattern: dict[str, Rank] = field(default_factory=dict, metadata=_help("Name or regex to rank."))
     init_weights: bool = field(default=True, metadata=_help("False adds noise to sigma; for tests."))
     r: Rank = field(default=None, metadata=_help("Rank at factorisation: None, an int, or a share in (0, 1]."))
-    delay: int | float = field(default=0, metadata=_help("Steps, or share of the run, at full rank."))
+    delay: int | float | Literal["auto"] = field(
+        default=0, metadata=_help("Steps, or share of the run, at full rank; auto: by layer, once its basis settled.")
+    )
     update_interval: int | float | None = field(
         default=None, metadata=_help("Steps, or share of the run, between updates; None: derived from its length.")
     )
@@ -162,5 +166,5 @@ class OIALRConfig(PeftConfig):
     def frees_base(self) -> bool:
         """Whether the dense base weight is freed once its layer is handed over to the adapter."""
         if self.keep_base_weights is None:
-            return self.delay > 0 or self.train_rest
+            return self.delay != 0 or self.train_rest
         return not self.keep_base_weights

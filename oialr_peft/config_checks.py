@@ -41,10 +41,11 @@ def _check_ranks(config: OIALRConfig) -> None:
 def _check_counts(config: OIALRConfig) -> None:
     for name, least in (("delay", 0), ("update_interval", 1), ("freeze_bases", 1)):
         value = getattr(config, name)
-        if value is None and name != "delay":
+        if (name, value) == ("delay", "auto") or (value is None and name != "delay"):
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"`{name}` must be a number of optimizer steps or a share of the run; got {value!r}.")
+            rule = "a number of optimizer steps or a share of the run" + (", or 'auto'" if name == "delay" else "")
+            raise TypeError(f"`{name}` must be {rule}; got {value!r}.")
         if isinstance(value, float) and not (0 < value < 1 or (name == "update_interval" and value == 1)):
             raise ValueError(f"`{name}` as a float is a share of the run and must be in (0, 1); got {value}.")
         if isinstance(value, int) and value < least:

@@ -18,6 +18,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,7 @@ from .moments import MomentCarrier
 from .policy import Policies
 from .tuner.rules import initial_rank
 from .update_report import UpdateReport, sampled
-from .weights import FACTORED, AdaptedWeight
+from .weights import DENSE, FACTORED, AdaptedWeight
 from .workers.exchange import Exchange, Solution
 from .workers.group import Workers
 from .workers.plan import SvdTask
@@ -43,26 +44,29 @@ def update_bases(
     policies: Policies,
     carrier: MomentCarrier,
     workers: Workers,
-    seen: Mapping[str, Seen],
     *,
     step: int,
     update_number: int,
+    seen: Mapping[str, Seen] = MappingProxyType({}),
+    waiting: Mapping[str, float | None] = MappingProxyType({}),
 ) -> UpdateReport:
     """Rotate the bases of the layers that are due, cut them, and move the optimizer's moments along.
 
-    Layers that are still dense are factorised first. `weights` are by the names of their layers, in model order. A few
-    at a time are worked on, so that the peak never holds two copies of them. A layer whose SVD cannot be had is left
-    as it is, with one warning. What is `seen` of a layer decides what a cut keeps of it.
+    Layers that are still dense are factorised first, but for those that are `waiting` for their bases to settle, with
+    their last stabilities, which count in a joint choice of ranks all the same. `weights` are by the names of their
+    layers, in model order. A few at a time are worked on, so that the peak never holds two copies of them. A layer
+    whose SVD cannot be had is left as it is, with one warning. What is `seen` of a layer decides what stays of it.
 
     Raises:
         RuntimeError: on all processes, when one of them failed; it names the layer.
     """
     began = time.perf_counter()
-    update = _Update(weights, config, policies, carrier, seen, step)
-    tasks = update.due(update_number)
-    if update.joint:
+    update = _Update(weights, config, policies, carrier, seen, step, waiting)
+    due = update.due(update_number)
+    tasks = [task for task in due if task.name not in waiting]
+    if update.joint and tasks:
         spectra = Exchange(workers, update.matrix, update.find_spectrum, update.take_spectrum, update.sharded)
-        spectra.run([task for task in tasks if task.cut])
+        spectra.run([task for task in due if task.cut])
         update.ranks = workers.decide(update.choose_jointly, "its choice of ranks")
     Exchange(workers, update.matrix, update.decompose, update.apply, update.sharded).run(tasks)
     if not workers.alike:
@@ -80,6 +84,7 @@ def update_bases(
         dropped={name: update.dropped[name] for name in weights if name in update.dropped},
         spectra={name: update.kept[name] for name in weights if name in update.kept},
         skipped=[name for name in weights if name in update.skipped],
+        waiting=dict(waiting),
         trainable_parameters=sum(weight.trainable_size for weight in weights.values()),
         stored_parameters=sum(weight.stored_size for weight in weights.values()),
         dense_parameters=sum(math.prod(weight.matrix_shape) for weight in weights.values()),
@@ -97,10 +102,14 @@ class _Update:
         carrier: MomentCarrier,
         seen: Mapping[str, Seen],
         step: int,
+        waiting: Mapping[str, float | None],
     ) -> None:
         self.weights, self.seen = weights, seen
         self.config, self.policies, self.carrier, self.step = config, policies, carrier, step
-        self.bases = {name: policies.bases.held(weight.matrix_shape, step) for name, weight in weights.items()}
+        self.bases = {
+            name: DENSE if name in waiting else policies.bases.held(weight.matrix_shape, step)
+            for name, weight in weights.items()
+        }
         self.sharded = any(is_sharded(weight.core) for weight in weights.values())
         self.facts = {name: weight.facts for name, weight in weights.items()}
         self.spectra: dict[str, torch.Tensor] = {}

@@ -20,7 +20,8 @@ class UpdateReport:
     rank fell to [before, after]; `dropped` is, per cut layer, the share of the energy (squared norm) that went with
     the cut: of its outputs as the loss feels them where `activation_aware` chose what stays, else of its weight.
     `spectra` is, per layer that was decomposed, its singular values after the update at evenly spaced places, the
-    largest first and the smallest last. `trainable_parameters` counts those of the OIALR layers alone,
+    largest first and the smallest last. `waiting` maps the layers that stay dense until their bases have settled to
+    their last stability, None where it is not known yet. `trainable_parameters` counts those of the OIALR layers,
     `stored_parameters` what `save_compressed` would keep of them, `dense_parameters` what they hold when dense.
     `compressed_bytes` is the whole model as `save_compressed` would write it now, `dense_bytes` its dense self.
     """
@@ -35,6 +36,7 @@ class UpdateReport:
     dropped: dict[str, float] = field(default_factory=dict)
     spectra: dict[str, list[float]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    waiting: dict[str, float | None] = field(default_factory=dict)
     trainable_parameters: int = 0
     stored_parameters: int = 0
     dense_parameters: int = 0
@@ -48,7 +50,11 @@ class UpdateReport:
     def as_logs(self) -> dict[str, float]:
         """The scalars that go to the Trainer's logs."""
         ranks = list(self.ranks.values())
+        known = [stability for stability in self.waiting.values() if stability is not None]
+        settling = {"oialr/waiting_layers": len(self.waiting)} if self.waiting else {}
+        settling |= {"oialr/waiting_stability": sum(known) / len(known)} if known else {}
         return {
+            **settling,
             "oialr/mean_rank": sum(ranks) / len(ranks),
             "oialr/min_rank": min(ranks),
             "oialr/max_rank": max(ranks),
@@ -77,6 +83,8 @@ class UpdateReport:
         words = [f"cut {len(self.changed)} of {len(self.ranks)} layers"]
         if self.factorised:
             words.insert(0, "factorised")
+        if self.waiting:
+            words.insert(0, f"{len(self.waiting)} layers wait for their bases to settle")
         if self.changed:
             words.append(f"at most {logs['oialr/max_dropped_energy']:.2%} of a weight's energy dropped")
         if self.skipped:

@@ -21,6 +21,7 @@ from oialr_peft import OIALRConfig
         ("r", True, TypeError, "got True"),
         ("rank_pattern", {"q_proj": 0}, ValueError, r"`rank_pattern\['q_proj'\]` must be at least 1"),
         ("delay", -1, ValueError, "`delay` must be at least 0"),
+        ("delay", "Auto", TypeError, "`delay` must be .*, or 'auto'; got 'Auto'"),
         ("delay", 1.5, ValueError, "`delay` as a float is a share of the run"),
         ("update_interval", 0, ValueError, "`update_interval` must be at least 1 optimizer steps; got 0"),
         ("format_version", 3, ValueError, "format version 3; this oialr_peft reads versions up to 2"),
@@ -75,6 +76,7 @@ def test_layers_to_transform_with_a_regex_is_refused():
     [
         ({}, False),
         ({"delay": 1}, True),
+        ({"delay": "auto"}, True),
         ({"train_rest": True}, True),
         ({"delay": 1, "keep_base_weights": True}, False),
         ({"keep_base_weights": False}, True),

@@ -21,11 +21,14 @@ sys.path.append(str(Path(__file__).parents[1] / "quality"))
 from gpt import GPT, Size, Text
 
 
+SMALL = Size(2, 96, 4, 64, 16)
+
+
 class Characters:
     """Nats per character on the last 5 % of the text."""
 
-    def __init__(self, data: Path) -> None:
-        self.text = Text(data / "tinyshakespeare" / "input.txt", Size(2, 96, 4, 64, 16))
+    def __init__(self, data: Path, size: Size = SMALL) -> None:
+        self.text = Text(data / "tinyshakespeare" / "input.txt", size)
 
     def model(self) -> nn.Module:
         return GPT(self.text.size, self.text.vocabulary)

@@ -36,15 +36,22 @@ def dense_start(parsed: argparse.Namespace) -> tuple[Any, nn.Module]:
     return task, train(task.model(), task, parsed.seed, parsed.dense_steps, parsed.lr)
 
 
-def train(model: nn.Module, task: Any, seed: int, steps: int, lr: float, after: Any = None) -> nn.Module:
-    """AdamW, a warm-up over a tenth, then a cosine to a twentieth; `after(optimizer)` gives what follows a step."""
-    groups = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+def adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """One group, whatever trains."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+
+
+def train(
+    model: nn.Module, task: Any, seed: int, steps: int, lr: float, after: Any = None, optimizer_of: Any = adamw
+) -> nn.Module:
+    """A warm-up over a tenth, then a cosine to a twentieth; `after(optimizer)` gives what follows a step."""
+    optimizer = optimizer_of(model, lr)
     follow = after(optimizer) if after else lambda: None
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
     for _, batch in zip(range(steps), task.batches(seed)):  # noqa: B905
         task.loss(model, batch).backward()
-        nn.utils.clip_grad_norm_(groups, 1.0)
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         follow()
         schedule.step()

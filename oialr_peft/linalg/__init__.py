@@ -7,10 +7,12 @@ from .factors import Factors, factor_shapes, factored_size, orthonormality_error
 from .orthogonal import orthogonalise, polar, stability
 from .residual import HELD, Directions, leading_directions, probe_bases, same
 from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
+from .sketch import PROBES, sketch, sketched_stability
 
 
 __all__ = [
     "HELD",
+    "PROBES",
     "BasisChange",
     "Directions",
     "Factors",
@@ -33,6 +35,8 @@ __all__ = [
     "rotate_lowrank",
     "same",
     "second_moment",
+    "sketch",
+    "sketched_stability",
     "spectrum",
     "stability",
     "stored_size",

@@ -4,6 +4,7 @@ from .bases import Bases
 from .make import Policies, policies_of, steps_to_first_update
 from .ranks import LayerFacts, RankRule, floor_rank, select_rank
 from .schedule import Approach, Schedule
+from .settling import Settling
 from .step_size import StepSize
 from .target import TargetSize
 
@@ -15,6 +16,7 @@ __all__ = [
     "Policies",
     "RankRule",
     "Schedule",
+    "Settling",
     "StepSize",
     "TargetSize",
     "floor_rank",

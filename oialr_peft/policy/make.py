@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .bases import Bases
 from .ranks import RankRule
 from .schedule import LONGEST_INTERVAL, NEVER, Approach, Schedule, default_interval, steps_of
+from .settling import Settling
 from .step_size import StepSize
 from .target import TargetSize
 
@@ -25,6 +26,7 @@ class Policies(NamedTuple):
     ranks: RankRule | TargetSize
     bases: Bases
     step_size: StepSize
+    settling: Settling | None = None  # where a layer's own basis says when it is factorised
 
 
 def policies_of(config: OIALRConfig, total_steps: int | None, rest: int = 0) -> Policies:
@@ -37,14 +39,27 @@ def policies_of(config: OIALRConfig, total_steps: int | None, rest: int = 0) -> 
     """
     if config.residual:
         return Policies(NEVER, _ranks(config, NEVER, total_steps, rest), Bases(), StepSize(config.lr_scale))
-    delay = steps_of("delay", config.delay, total_steps)
+    delay = 0 if config.delay == "auto" else steps_of("delay", config.delay, total_steps)
     interval = config.update_interval
     interval = default_interval(delay, total_steps) if interval is None else interval
     interval = steps_of("update_interval", interval, total_steps)
+    settling = _settling(config, total_steps, interval)
     freeze = None if config.freeze_bases is None else steps_of("freeze_bases", config.freeze_bases, total_steps)
-    schedule = Schedule(delay, interval, 1.0 if config.target_size is not None else config.layer_step)
+    layer_step = 1.0 if config.target_size is not None else config.layer_step
+    schedule = Schedule(delay if settling is None else interval, interval, layer_step)
     ranks = _ranks(config, schedule, total_steps, rest)
-    return Policies(schedule, ranks, Bases(config.bases, freeze), StepSize(config.lr_scale))
+    return Policies(schedule, ranks, Bases(config.bases, freeze), StepSize(config.lr_scale), settling)
+
+
+def _settling(config: OIALRConfig, total_steps: int | None, interval: int) -> Settling | None:
+    if config.delay != "auto":
+        return None
+    if total_steps is None:
+        raise ValueError(
+            "`delay='auto'` lets layers go within a tenth and a half of the run, whose length is not known here. Pass "
+            "`OIALRUpdater(model, optimizer, total_steps=...)`, or give `delay` in optimizer steps."
+        )
+    return Settling.over(total_steps, interval)
 
 
 def _ranks(config: OIALRConfig, schedule: Schedule, total_steps: int | None, rest: int) -> RankRule | TargetSize:

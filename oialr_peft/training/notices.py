@@ -121,6 +121,18 @@ def no_smaller(weights: Weights, config: OIALRConfig) -> str | None:
     )
 
 
+def still_dense(weights: Weights, config: OIALRConfig, step: int) -> str | None:
+    """The run ended while layers waited for their bases, which is before the half of the length that it was given."""
+    dense = [name for name, weight in weights.items() if not weight.is_factored]
+    if config.delay != "auto" or not dense:
+        return None
+    return (
+        f"This run ended at optimizer step {step} with {len(dense)} of {len(weights)} layers still dense, "
+        f"{_named(dense)}: their bases had not settled (`delay='auto'`), or no SVD of them could be had. At the first "
+        "update in the second half of the run all are factorised: train on, or give the run its true length."
+    )
+
+
 def higher_ranks(before: dict[str, int | None], weights: Weights, checkpoint: str | None) -> str | None:
     """The best model was loaded at the end, and it is of an earlier phase than the last; None stands for dense."""
     now = rank_or_dense(weights)

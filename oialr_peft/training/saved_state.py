@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from typing import Any, cast
+
+from ..linalg import PROBES
 
 
 _LARGEST = 1 << 53  # steps; beyond it JSON of other programs loses digits
@@ -46,6 +49,28 @@ def checked_scales(state: Mapping[str, Any]) -> dict[str, list[float]]:
         if not whole or not 0 < entry[0] < math.inf or not 0 <= entry[1] < math.inf:
             raise ValueError(_damaged(f"`step_scales` of '{name}' must be [scale above 0, steps taken]", entry))
     return dict(scales)
+
+
+def checked_settling(state: Mapping[str, Any], names: Container[str]) -> dict[str, dict[str, Any]]:
+    """{layer: {"sketch": of its basis, "stabilities": so far}} of layers whose bases were settling.
+
+    Args:
+        names: of the layers. Entries of others are left out.
+
+    Raises:
+        ValueError: naming the entry, its rule and the value.
+    """
+    entries = state.get("settling", {})
+    if not isinstance(entries, Mapping):
+        raise ValueError(_damaged("`settling` must be an object {layer name: its basis so far}", entries))
+    for name, entry in entries.items():
+        sketch, known = (entry.get("sketch"), entry.get("stabilities")) if isinstance(entry, Mapping) else (None, None)
+        if not isinstance(sketch, str) or not re.fullmatch(f"[0-9a-f]{{{8 * PROBES**2}}}", sketch):
+            rule = f"`settling` of '{name}' must have a `sketch` of {PROBES**2} hexadecimal float32"
+            raise ValueError(_damaged(rule, sketch))
+        if not isinstance(known, list) or not all(type(n) in (int, float) and math.isfinite(n) for n in known):
+            raise ValueError(_damaged(f"`settling` of '{name}' must have `stabilities`, a list of numbers", known))
+    return {name: dict(entry) for name, entry in entries.items() if name in names}
 
 
 def progress_in(saved: Any) -> Any:

@@ -22,8 +22,9 @@ from . import notices, target
 from .averages import Averages
 from .optimizer_checks import check_optimizer
 from .optimizer_steps import GradientWatch, OptimizerSteps
-from .saved_state import checked_scales, checked_state
+from .saved_state import checked_scales, checked_settling, checked_state
 from .seen import SeenActivations
+from .settling import Waiting
 from .step_scale import StepScale
 
 
@@ -72,6 +73,7 @@ class OIALRUpdater:
         except Exception as found:
             error = found
         self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
+        self._waiting = Waiting(self.weights, self.policies.settling)
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
         self._seen = SeenActivations(self.weights, self.config)
         self._look_ahead()
@@ -151,21 +153,13 @@ class OIALRUpdater:
 
     def _update(self, number: int) -> UpdateReport:
         self.parallel.before_update()
-        awaited = self._seen.awaited
-        workers = self.parallel.workers
+        awaited, workers = self._seen.awaited, self.parallel.workers
         moving = self.carrier.moving_gradients(self._parameters().values()), self._averages.moving()
         device = next(iter(self.weights.values())).core.device.type
         with moving[0], moving[1], torch.autocast(device, enabled=False):  # which a user's loop may have left on
-            report = update_bases(
-                self.weights,
-                self.config,
-                self.policies,
-                self.carrier,
-                workers,
-                self._seen.found,
-                step=self.steps,
-                update_number=number,
-            )
+            facts: Any = {"waiting": self._waiting.measure(workers, self.steps), "seen": self._seen.found}
+            facts |= {"step": self.steps, "update_number": number}
+            report = update_bases(self.weights, self.config, self.policies, self.carrier, workers, **facts)
         size = self._size.with_ranks(self.weights)
         report = replace(report, compressed_bytes=size.compressed.bytes, dense_bytes=size.dense.bytes)
         self._step_scale.refresh()
@@ -218,6 +212,7 @@ class OIALRUpdater:
         if self.config.residual:
             return notices.residual_summary(self.weights, self.steps)
         self._warn_once("no smaller", notices.no_smaller(self.weights, self.config))
+        self._warn_once("still dense", notices.still_dense(self.weights, self.config, self.steps))
         self._warn_once("missed", target.missed(self._size, self.weights, self.policies, self.steps))
         return notices.summary(self.weights, self._size.with_ranks(self.weights), self.steps)
 
@@ -230,7 +225,7 @@ class OIALRUpdater:
         """Plain JSON. Bases and ranks are in the adapter, moments in the optimizer; under FSDP ranks are here."""
         live = {name: weight.sharded_rank for name, weight in self.weights.items() if weight.sharded_rank}
         scales = self._step_scale.state_dict()
-        state = {"live_ranks": live, "step_scales": scales}
+        state = {"live_ranks": live, "step_scales": scales, "settling": self._waiting.state_dict()}
         return {"steps": self.steps, **{name: value for name, value in state.items() if value}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -240,11 +235,12 @@ class OIALRUpdater:
             ValueError: it is no such state; this one is unchanged.
         """
         steps, ranks = checked_state(state, {name: weight.full_rank for name, weight in self.weights.items()})
-        scales = checked_scales(state)
+        scales, settling = checked_scales(state), checked_settling(state, self.weights)
         self.steps = steps
         self._steps_taken.since_last_asked()
         for name, weight in self.weights.items():
             if name in ranks and is_sharded(weight.core):  # elsewhere shapes tell the rank
                 weight.sharded_rank = ranks[name]
         self._step_scale.load_state_dict(scales)  # for the ranks of now
+        self._waiting.load_state_dict(settling)
         self._look_ahead()

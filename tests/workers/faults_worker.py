@@ -155,13 +155,17 @@ def not_wrapped() -> dict:
     return {}
 
 
-def sharded_while_dense() -> dict:
+def sharded_while_dense(delay: int | str = 5) -> dict:
     from torch.distributed.fsdp import fully_shard
 
-    model = get_peft_model(MLP(), config(delay=5))
+    model = get_peft_model(MLP(), config(delay=delay))
     fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
-    OIALRUpdater(model, torch.optim.AdamW(model.parameters()))
+    OIALRUpdater(model, torch.optim.AdamW(model.parameters()), total_steps=60)
     return {}
+
+
+def sharded_while_settling() -> dict:
+    return sharded_while_dense("auto")
 
 
 def fully_sharded_1() -> dict:
@@ -196,6 +200,7 @@ FAULTS = (
     wrapped_before_the_adapter,
     not_wrapped,
     sharded_while_dense,
+    sharded_while_settling,
     fully_sharded_1,
     tensor_parallel,
 )

@@ -30,6 +30,15 @@ def test_two_processes_with_a_residual_adapter(tmp_path):
     assert run["together"] == 0.0
 
 
+def test_two_processes_let_the_same_layers_leave_the_full_rank_phase(tmp_path):
+    (run,) = results(torchrun(2, "settling_worker", tmp_path))
+    assert run["wrapped"]
+    assert run["difference"] == 0.0
+    assert run["waiting"][0] == 14
+    assert len(set(run["waiting"])) >= 3  # not all at once
+    assert run["waiting"][-1] == 0
+
+
 def test_two_processes_with_half_batches_equal_one_process(tmp_path):
     for processes in (1, 2):
         torchrun(processes, "loop_worker", tmp_path)

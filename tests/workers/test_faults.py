@@ -15,6 +15,7 @@ STOPS = {  # fault: what every process says, or (process 0, process 1)
     "wrapped_before_the_adapter": "Inject the adapter first, then wrap the model",
     "not_wrapped": "but not through DistributedDataParallel",
     "sharded_while_dense": "is still dense, and FSDP2 shards by shape, so it cannot be factorised later",
+    "sharded_while_settling": "is still dense, and FSDP2 shards by shape, so it cannot be factorised later",
     "fully_sharded_1": "FSDP (version 1) is not supported. OIALR trains on several processes with",
     "tensor_parallel": "tensor parallel and its combinations are not supported. OIALR trains on several processes",
     "svd_fails_on_one_process": "The SVD of 'last' failed on process 1",

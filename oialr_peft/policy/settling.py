@@ -1,0 +1,45 @@
+"""When a layer leaves the full-rank phase, where its own basis is to say so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+EARLIEST, LATEST = 0.1, 0.5  # shares of the run
+MEASURES = 20  # in a run, were it measured to its end
+FLAT = 0.04  # by which the last stabilities of a basis that has settled differ at most
+LOOKED_AT = 3  # stabilities
+
+
+@dataclass(frozen=True)
+class Settling:
+    """The plateau test of `delay="auto"`, on the paper's measure of stability.
+
+    Every `every` optimizer steps the basis U Vᵀ of a layer is compared with what it was at the last measure: 1 where
+    it stayed. Early in a run that number climbs steeply. A layer leaves once its last three lie close together, so
+    that waiting longer would change little: not before step `earliest`, and all do at the first update from step
+    `latest` on.
+    """
+
+    every: int
+    earliest: int
+    latest: int
+
+    @classmethod
+    def over(cls, total_steps: int, interval: int) -> Settling:
+        """For a run of so many steps, with updates `interval` steps apart: a basis is measured at updates."""
+        every = interval * max(1, round(total_steps / MEASURES / interval))
+        return cls(every, round(EARLIEST * total_steps), round(LATEST * total_steps))
+
+    def is_measured(self, step: int) -> bool:
+        """Whether bases are measured after this step."""
+        return step <= self.latest and step % self.every == 0
+
+    def waits(self, stabilities: Sequence[float], step: int) -> bool:
+        """Whether a layer with these stabilities so far stays dense after this step."""
+        if step >= self.latest:
+            return False
+        last = stabilities[-LOOKED_AT:]
+        flat = len(last) == LOOKED_AT and max(last) - min(last) <= FLAT
+        return step < self.earliest or not flat
