@@ -81,6 +81,8 @@ class OIALRConfig(PeftConfig):
         rank_multiple: cuts round ranks up to a multiple of this number. Default 1. Raise it (8, 16) where
             torch.compile wants few different shapes, or the hardware even ones.
         keep_first_layer, keep_last_layer: leave the first / last targeted layer dense. Default `False`.
+        embeddings: factorise nn.Embedding tables too, where `target_modules` is `None` and they are tied to nothing.
+            Default `False`. Set it with `target_size` where much of a model is vocabulary.
         train_rest: paper mode: everything that is not factorised trains too and is saved with the adapter. Default
             `False`, as for any adapter. Set it when training from scratch.
         keep_base_weights: keep the dense base weight beside the factors. `None` (default): keep it when fine-tuning
@@ -123,6 +125,7 @@ class OIALRConfig(PeftConfig):
     rank_multiple: int = field(default=1, metadata=_help("Cuts round ranks up to a multiple of this."))
     keep_first_layer: bool = field(default=False, metadata=_help("Leave the first targeted layer dense."))
     keep_last_layer: bool = field(default=False, metadata=_help("Leave the last targeted layer dense."))
+    embeddings: bool = field(default=False, metadata=_help("Factorise embedding tables too."))
     train_rest: bool = field(default=False, metadata=_help("Train and save everything that is not factorised too."))
     keep_base_weights: bool | None = field(default=None, metadata=_help("Keep the dense base weight."))
     bases: Literal["frozen", "longer"] = field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -39,8 +39,7 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
         self.kind = kind
         self.weights: dict[str, AdaptedWeight] = {}
         self.matrix_shape = kind.matrix_shape(base_layer)
-        quantised = is_quantised(base_layer)  # and maybe packed
-        self.weight_shape: tuple[int, ...] = self.matrix_shape if quantised else tuple(self.base_weight.shape)
+        self.weight_shape = tuple(self.matrix_shape if is_quantised(base_layer) else self.base_weight.shape)  # packed
         self.in_attention = self.is_read = False
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
@@ -142,10 +141,11 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
             return self.base_layer(x, *args, **kwargs)
         weights = self._together(names)
         if weights[0].base is None:
-            y = self._product(x, weights[0], cast(torch.Tensor | None, self.get_base_layer().bias), *args)
+            y = self._product(x, weights[0], getattr(self.get_base_layer(), "bias", None), *args)
             if self.training and weights[0].observer is not None:
                 weights[0].observer(self.kind, self.get_base_layer(), x, y, args)
-            return y if torch.is_autocast_enabled(x.device.type) and y.dtype != torch.float64 else y.to(x.dtype)
+            kept = x.is_floating_point() and torch.is_autocast_enabled(x.device.type) and y.dtype != torch.float64
+            return y if kept else y.to(x.dtype if x.is_floating_point() else self.base_weight.dtype)
         y = self.base_layer(x, *args, **kwargs)
         for weight in weights:
             y = y + self._product(x, weight, None, *args).to(y.dtype)
@@ -161,7 +161,8 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
             dtype = torch.get_autocast_dtype(x.device.type)
         # Always cast: autocast does not reach into the backward of our own functions.
         bias = None if bias is None else bias.to(dtype)
-        return self.kind.multiply(base, x.to(dtype), factors._replace(core=factors.core.to(dtype)), bias, *args)
+        factors, x = factors._replace(core=factors.core.to(dtype)), x.to(dtype) if x.is_floating_point() else x
+        return self.kind.multiply(base, x, factors, bias, *args)
 
     def _together(self, names: list[str]) -> list[AdaptedWeight]:
         """The weights of these adapters, of which several may act together only where each adds to the base."""
@@ -212,8 +213,7 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT can write W - W0 as LoRA: W0 must be there, under a name that the base model knows."""
-        known = adapter_name in self.weights and not self.in_attention
-        return self.kind.takes_lora and known and not self.base_is_freed
+        return self.kind.takes_lora and adapter_name in self.weights and not (self.in_attention or self.base_is_freed)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """W - W0 in float32, in the shape of the stored weight."""

@@ -1,6 +1,7 @@
 """The command `oialr`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,11 @@ def folder(tmp_path):
 
 
 def test_the_entry_point_is_this_command():
-    assert f'oialr = "{main.__module__}:{main.__name__}"\n' in (ROOT / "pyproject.toml").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'oialr = "{main.__module__}:{main.__name__}"\n' in project
+    name = re.search(r'general_plugins"\]\noialr = "oialr_peft\.(.+):register"', project)[1]
+    plugin = ROOT / "oialr_peft" / f"{name.replace('.', '/')}.py"  # vLLM's; it cannot be imported here
+    assert "def register() -> None:" in plugin.read_text()
 
 
 def test_plan_prints_tables_and_writes_json(folder, capsys, monkeypatch):

@@ -28,6 +28,8 @@ class Factored(nn.Module):
         except AttributeError:
             if name.startswith("_") or name in ("down", "up", "kind", "is_read"):
                 raise
+            if name == "embedding_dim":
+                return self.up.out_features
             return getattr(self.up if name.startswith("out_") else self.down, name)
 
     @property

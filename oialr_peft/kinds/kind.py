@@ -27,6 +27,10 @@ class Kind(ABC):
     def name(self) -> str:
         return self.plain.__name__
 
+    def takes(self, layer: Any) -> bool:
+        """Whether a layer of this kind can be factorised as it is set up."""
+        return True
+
     @abstractmethod
     def matrix_shape(self, base: Any) -> tuple[int, ...]:
         """The shape (rows, cols) of the weight as a matrix; (groups, rows, cols) where it is several."""

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D as TransformersConv1D
 from .apart import TakenApart
 from .attention import MultiheadAttention, is_attention, projection_weights
 from .conv import Conv
+from .embedding import Embedding
 from .experts import Experts, ExpertsConv1D, ExpertsLinear, PerExpert, PerExpertTransposed, expert_weights, is_experts
 from .kind import Kind
 from .linear import Linear, TransposedLinear
@@ -25,10 +26,14 @@ KINDS: tuple[Kind, ...] = (
     Conv(nn.Conv1d, F.conv1d, conv1d_input),
     Conv(nn.Conv2d, F.conv2d, conv2d_input),
     Conv(nn.Conv3d, F.conv3d, conv3d_input),
+    Embedding(nn.Embedding),
     PerExpert(ExpertsLinear),
     PerExpertTransposed(ExpertsConv1D),
 )
-SUPPORTED = "torch.nn.Linear, Conv1d, Conv2d, Conv3d and MultiheadAttention, and transformers' Conv1D and experts"
+SUPPORTED = (
+    "torch.nn.Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and Embedding (without max_norm and sparse), and "
+    "transformers' Conv1D and experts"
+)
 PART_NAMES = frozenset((*MultiheadAttention.parts, *Experts.parts))  # names of layers that belong to one taken apart
 # Subclasses of nn.Linear that write its product down in a forward of their own; by name, to import no model.
 LIKE_LINEAR = frozenset({("transformers.models.falcon.modeling_falcon", "FalconLinear")})
@@ -40,7 +45,8 @@ def kind_of(layer: nn.Module) -> Kind | None:
         return KINDS[0]
     if can_be_read(layer):  # bitsandbytes' have a forward of their own
         return KINDS[0]
-    return next((k for k in KINDS if isinstance(layer, k.plain) and type(layer).forward is k.plain.forward), None)
+    found = (k for k in KINDS if isinstance(layer, k.plain) and type(layer).forward is k.plain.forward)
+    return next((kind for kind in found if kind.takes(layer)), None)
 
 
 def unsupported_reason(layer: nn.Module, residual: bool = False) -> str | None:

@@ -74,7 +74,7 @@ def cut_by_activations(core: torch.Tensor, rank: int, seen: Seen) -> tuple[Rotat
 def _share(lost: torch.Tensor, coming: torch.Tensor, made: torch.Tensor) -> float:
     """The squared error of leaving out what `lost` projects onto, as a share of all."""
     whole = float((coming * made).sum())
-    return min(1.0, float((lost @ coming @ lost.mT * made).sum()) / whole) if whole else 0.0
+    return min(1.0, max(0.0, float((lost @ coming @ lost.mT * made).sum()) / whole)) if whole else 0.0
 
 
 def _ridged(moment: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:

@@ -54,9 +54,9 @@ class SeenActivations:
         """Add what a batch is at the core of a layer, its inputs or the gradient of its outputs."""
         held = self.weights[name].factors
         with torch.autocast(tensor.device.type, enabled=False):
-            tensor = tensor.detach().to(torch.promote_types(held.core.dtype, torch.float32))
-            factors = held.bases_to(tensor.dtype)._replace(core=held.core.to(tensor.dtype))
-            seen = look(base, tensor, factors, *args)
+            dtype = torch.promote_types(held.core.dtype, torch.float32)
+            tensor = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor  # else places in a table
+            seen = look(base, tensor, held.bases_to(dtype)._replace(core=held.core.to(dtype)), *args)
         before = self.found.get(name)
         self.found[name] = seen if before is None else before.with_more(seen)
 

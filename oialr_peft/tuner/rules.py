@@ -123,7 +123,8 @@ def pointless_reason(name: str, layer: nn.Module, config: OIALRConfig) -> str | 
 
     for _, shape, *_ in targets_of(name, layer):
         full = min(shape[-2:])
-        if max(shape[-2:]) > SKINNY * full:
+        table = isinstance(layer, nn.Embedding) and shape[0] > shape[1]  # of words: tall by nature
+        if max(shape[-2:]) > SKINNY * full and not table:
             return f"skinny: {shape}"
         if config.residual:
             continue

@@ -133,9 +133,11 @@ def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: M
                 excluded = matches(name) is None
                 selection.skipped[name] = "excluded by the config" if excluded else reason
                 selection.uncovered += [] if excluded else [name]
+        elif isinstance(base, nn.Embedding) and not config.embeddings:
+            continue
         elif not name.startswith(body) or base is output or is_body_head(name):
             selection.skipped[name] = "output head"
-        elif is_in_embedding(name):
+        elif is_in_embedding(name) and not isinstance(base, nn.Embedding):
             selection.skipped[name] = "part of an embedding"
         elif is_tied(layer, uses):
             selection.skipped[name] = "its weight is tied to another layer's"

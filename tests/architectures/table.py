@@ -86,8 +86,9 @@ LongT5ForConditionalGeneration SwitchTransformersForConditionalGeneration UMT5Fo
 ProphetNetForConditionalGeneration FSMTForConditionalGeneration CLIPForImageClassification
 ImageGPTForImageClassification BlipForConditionalGeneration CTRLLMHeadModel ConvNextV2ForImageClassification
 DPTForDepthEstimation Data2VecAudioForCTC DbrxForCausalLM DeepseekV2ForCausalLM DetrForObjectDetection
-EfficientNetForImageClassification FocalNetForImageClassification GLPNForDepthEstimation GPTNeoForCausalLM
-GitForCausalLM HieraForImageClassification InformerForPrediction JambaForCausalLM LevitForImageClassification
+DeepseekV4ForCausalLM EfficientNetForImageClassification FocalNetForImageClassification GLPNForDepthEstimation
+GPTNeoForCausalLM GitForCausalLM HieraForImageClassification InformerForPrediction JambaForCausalLM
+LevitForImageClassification
 Mamba2ForCausalLM MobileViTForImageClassification MobileViTV2ForImageClassification
 MoonshineForConditionalGeneration PatchTSMixerForPrediction PerceiverForImageClassificationLearned
 PoolFormerForImageClassification PvtV2ForImageClassification ReformerModelWithLMHead RegNetForImageClassification
@@ -115,6 +116,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "Mamba2ForCausalLM": {"config": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1}},
     "DeepseekV2ForCausalLM": {"config": _LATENT},
     "DeepseekV3ForCausalLM": {"config": _LATENT},
+    "DeepseekV4ForCausalLM": {  # compressed attention, whose projections see nothing of a shorter input
+        "config": {
+            "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+            "sliding_window": 8,
+        },
+        "inputs": {"input_ids": (2, 24)},
+    },
     "CTRLLMHeadModel": {"config": {"dff": 64}},
     "JambaForCausalLM": {
         "config": {

@@ -177,9 +177,9 @@ def test_ranks_by_number_share_and_pattern(mlp):
         ("int8", {"target_modules": ["middle"]}, "'middle' holds quantised weights"),
         ("packed", {}, "'middle' holds quantised weights"),
         (
-            "embedding",
+            "bag",
             {"target_modules": ["middle"]},
-            "'middle' is a torch.nn.modules.sparse.Embedding; supported are",
+            "'middle' is a torch.nn.modules.sparse.EmbeddingBag; supported are",
         ),
     ],
 )
@@ -190,8 +190,8 @@ def test_refusals_come_before_the_model_is_touched(mlp, change, kwargs, words):
         mlp.middle.weight = nn.Parameter(torch.zeros(24, 24, dtype=torch.int8), requires_grad=False)
     elif change == "packed":
         mlp.middle.qweight = torch.zeros(4, dtype=torch.int32)
-    elif change == "embedding":
-        mlp.middle = nn.Embedding(24, 24)
+    elif change == "bag":
+        mlp.middle = nn.EmbeddingBag(24, 24)
     before = [type(module) for module in mlp.modules()]
     with pytest.raises(ValueError, match=words):
         get_peft_model(mlp, OIALRConfig(**kwargs))

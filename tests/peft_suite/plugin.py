@@ -20,7 +20,7 @@ from oialr_peft import OIALRConfig
 SUITE = "test_custom_models.py"
 # The suite's LoRA cases, and those of other methods for its models that LoRA has no case for. Left out: what only LoRA
 # has (DoRA, rsLoRA and the other variants, `bias`, `lora_bias`, `target_parameters`, `trainable_token_indices`), and
-# nn.Embedding, which OIALR does not factor, and nn.Conv3d, which tests/weights has.
+# nn.Embedding and nn.Conv3d, which tests/peft and tests/weights have.
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("MLP regex", "MLP", {"target_modules": "lin0"}),
     ("MLP first", "MLP", {"target_modules": ["lin0"]}),

@@ -33,7 +33,9 @@ CASES = {
 
 
 def colour(x, axis):
-    """Inputs that vary far more in some channels than in others."""
+    """Inputs that vary far more in some channels than in others; places in a table do as they are."""
+    if not x.is_floating_point():
+        return x
     scale = torch.logspace(0, -2, x.shape[axis])
     return x * scale.reshape(-1, *(1 for _ in x.shape[axis + 1 :])) if axis != -1 else x * scale
 
@@ -59,7 +61,7 @@ def error(kind, aware, **settings):
     with torch.no_grad():
         found = float((model(x, *arguments) - before).norm() / before.norm())
     if aware:
-        assert 0 < report.dropped["layer"] < 0.1
+        assert 0 <= report.dropped["layer"] < 0.1
     return found
 
 
