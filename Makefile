@@ -29,9 +29,11 @@ test: $(VENV)/.installed  ## the suite, about ten minutes on two cores; JOBS=1 t
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
-test-peft: $(VENV)/.installed  ## PEFT's own custom-model suite over OIALRConfig, in both modes, about three minutes
+test-peft: $(VENV)/.installed  ## PEFT's own tests of methods over OIALRConfig, in both modes, about five minutes
 	$(BIN)/python tests/peft_suite/run.py
 	$(BIN)/python tests/peft_suite/run.py --residual
+	$(BIN)/python tests/peft_suite/run.py --registration
+	$(BIN)/python tests/peft_suite/run.py --registration --residual
 
 test-isa: $(VENV)/.installed  ## both suites as on other processors: two older instruction sets, then two threads
 	$(ISA_OLD) $(MAKE) test

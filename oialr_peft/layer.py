@@ -198,7 +198,7 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
         for weight in weights[1:]:
             merged = merged + weight.change(wide)
         if safe_merge and not bool(torch.isfinite(merged).all()):
-            raise ValueError(f"The merged weight of adapter {names[0]!r} is not finite; the adapter seems broken.")
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken.")
         if self._unmerged_weight is None:
             self._unmerged_weight = self.base_weight.data
         self.base_weight.data = merged.to(self.base_weight.dtype)

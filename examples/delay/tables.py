@@ -16,7 +16,7 @@ TITLES = {
     "characters": "A GPT on the characters of TinyShakespeare, Muon (nats per character)",
     "pictures": "A ViT on CIFAR-10, AdamW (cross-entropy)",
 }
-NAMES = {"none": "dense to the end", "auto": '`delay="auto"`'}
+NAMES = {"none": "dense to the end", "first rule": "a first rule for auto", "auto": '`delay="auto"`'}
 BIGRAM = json.loads((HERE.parent / "quality" / "results" / "trivial.json").read_text())["bigram"]
 TRIVIAL = {
     "characters": ("each character from the one before it, by counts", BIGRAM),
@@ -39,14 +39,15 @@ def task_of(name: str, results: Results) -> dict[str, Any]:
         "trivial": TRIVIAL[name],
         "steps": results[0]["steps"],
         "best": best,
-        "verdict": _verdict(fixed[best], by_delay["auto"]),
-        "left": _left(by_delay["auto"], results[0]["steps"]),
+        "verdict": _verdict(fixed[best], by_delay.get("auto", {})),
+        "left": _left(by_delay.get("auto", {}), results[0]["steps"]),
     }
 
 
 def _delays(results: Results) -> list[str]:
-    """Dense first, then the shares, then auto."""
-    return sorted({run["delay"] for run in results}, key=lambda delay: ({"none": 0, "auto": 2}.get(delay, 1), delay))
+    """Dense first, then the shares, then what goes by bases."""
+    order = {"none": 0, "first rule": 2, "auto": 3}
+    return sorted({run["delay"] for run in results}, key=lambda delay: (order.get(delay, 1), delay))
 
 
 def _row(delay: str, runs: dict[int, dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
@@ -59,19 +60,21 @@ def _row(delay: str, runs: dict[int, dict[str, Any]], seeds: list[int]) -> dict[
     }
 
 
-def _verdict(best: dict[int, dict[str, Any]], auto: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Auto less the best share, seed by seed, and how far the best one's seeds lie apart."""
+def _verdict(best: dict[int, dict[str, Any]], auto: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
+    """Auto less the best share, seed by seed, and how far that one's seeds lie apart; None where auto has no run."""
     both = sorted(best.keys() & auto.keys())
+    if not both:
+        return None
     gaps = [auto[seed]["validation"] - best[seed]["validation"] for seed in both]
-    losses = [best[seed]["validation"] for seed in both]
+    losses = [run["validation"] for run in best.values()]
     spread = max(losses) - min(losses)
-    return {"gap": mean(gaps), "gaps": gaps, "spread": spread, "within": mean(gaps) <= spread, "seeds": len(both)}
+    return {"gap": mean(gaps), "gaps": gaps, "spread": spread, "within": mean(gaps) <= spread, "seeds": len(losses)}
 
 
-def _left(auto: dict[int, dict[str, Any]], steps: int) -> dict[str, float]:
+def _left(auto: dict[int, dict[str, Any]], steps: int) -> dict[str, float] | None:
     """When layers left, as shares of the run: the first, the mean, the last."""
     shares = [step / steps for run in auto.values() for step in run["left"].values()]
-    return {"first": min(shares), "mean": mean(shares), "last": max(shares)}
+    return {"first": min(shares), "mean": mean(shares), "last": max(shares)} if shares else None
 
 
 def render(folder: Path) -> str:

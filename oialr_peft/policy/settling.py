@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 EARLIEST, LATEST = 0.1, 0.5  # shares of the run
 MEASURES = 20  # in a run, were it measured to its end
-FLAT = 0.04  # by which the last stabilities of a basis that has settled differ at most
-LOOKED_AT = 3  # stabilities
+LOOKED_AT = 3  # of the last stabilities
+RISE = 0.02  # of the last above the lowest of them, at most, where a basis has settled
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,8 @@ class Settling:
     """The plateau test of `delay="auto"`, on the paper's measure of stability.
 
     Every `every` optimizer steps the basis U Vᵀ of a layer is compared with what it was at the last measure: 1 where
-    it stayed. Early in a run that number climbs steeply. A layer leaves once its last three lie close together, so
-    that waiting longer would change little: not before step `earliest`, and all do at the first update from step
-    `latest` on.
+    it stayed. Early in a run that number climbs steeply. A layer leaves once it has all but stopped climbing, over
+    three measures: not before step `earliest`, and all do at the first update from step `latest` on.
     """
 
     every: int
@@ -41,5 +40,5 @@ class Settling:
         if step >= self.latest:
             return False
         last = stabilities[-LOOKED_AT:]
-        flat = len(last) == LOOKED_AT and max(last) - min(last) <= FLAT
-        return step < self.earliest or not flat
+        settled = len(last) == LOOKED_AT and last[-1] - min(last) <= RISE
+        return step < self.earliest or not settled

@@ -5,7 +5,9 @@ import pytest
 from tests.helpers.examples import ROOT, python
 
 
-FOLDERS = [ROOT / "examples" / name for name in ("compression", "finetune", "quality", "serving", "target_size")]
+FOLDERS = [
+    ROOT / "examples" / name for name in ("compression", "delay", "finetune", "quality", "serving", "target_size")
+]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

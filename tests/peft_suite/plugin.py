@@ -1,9 +1,9 @@
-"""A pytest plugin that puts OIALRConfig in the place of the configurations of PEFT's custom-model suite.
+"""A pytest plugin that puts OIALRConfig in the place of the configurations of PEFT's suites.
 
-The suite's modules are imported unchanged; only the lists that its tests are parametrised with get other rows. Tests
+The suites' modules are imported unchanged; only the lists that their tests are parametrised with get other rows. Tests
 that do not run over a configuration class are deselected: they name a method in their body and say nothing about
-OIALR. So are five that list classes of their own: one makes LoRA adapters whatever the class, four are about PEFT's
-tables of default targets, which OIALR does without.
+OIALR. So are three that load an adapter from the Hub, and five that list classes of their own: one makes LoRA adapters
+whatever the class, four are about PEFT's tables of default targets, which OIALR does without.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from oialr_peft import OIALRConfig
+from oialr_peft.cards import facts
 
 
-SUITE = "test_custom_models.py"
-# The suite's LoRA cases, and those of other methods for its models that LoRA has no case for. Left out: what only LoRA
-# has (DoRA, rsLoRA and the other variants, `bias`, `lora_bias`, `target_parameters`, `trainable_token_indices`), and
-# nn.Embedding and nn.Conv3d, which tests/peft and tests/weights have.
+# The custom-model suite's LoRA cases, and those of other methods for its models that LoRA has no case for. Left out:
+# what only LoRA has (DoRA, rsLoRA and the other variants, `bias`, `lora_bias`, `target_parameters`,
+# `trainable_token_indices`), and nn.Embedding and nn.Conv3d, which tests/peft and tests/weights have.
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("MLP regex", "MLP", {"target_modules": "lin0"}),
     ("MLP first", "MLP", {"target_modules": ["lin0"]}),
@@ -54,12 +54,22 @@ PAIRS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("Same", {"target_modules": ["lin0"]}, {"target_modules": ["lin0"]}),
     ("Different", {"target_modules": ["lin0"]}, {"target_modules": ["lin1"]}),
 ]
-ROWS: dict[str, list[Any]] = {
-    "TEST_CASES": [(name, model, OIALRConfig, kwargs) for name, model, kwargs in CASES],
-    "ALL_PEFT_CONFIG_CLASSES": [OIALRConfig],
-    "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": [
-        (name, "oialr", OIALRConfig, *({**kwargs, "init_weights": False} for kwargs in pair)) for name, *pair in PAIRS
-    ],
+CUSTOM = "test_custom_models.py"
+ROWS: dict[str, dict[str, list[Any]]] = {  # file: {its list: our rows}
+    CUSTOM: {
+        "TEST_CASES": [(name, model, OIALRConfig, kwargs) for name, model, kwargs in CASES],
+        "ALL_PEFT_CONFIG_CLASSES": [OIALRConfig],
+        "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": [
+            (name, "oialr", OIALRConfig, *({**kwargs, "init_weights": False} for kwargs in pair))
+            for name, *pair in PAIRS
+        ],
+    },
+    "test_config.py": {
+        "ALL_CONFIG_CLASSES": [(OIALRConfig, {})],
+        "LAYER_INDEXING_CONFIG_CLASSES": [(OIALRConfig, {})],
+    },
+    "test_decoder_models.py": {"ALL_CONFIGS": [(OIALRConfig, {"task_type": "CAUSAL_LM"})]},
+    "test_encoder_decoder_models.py": {"ALL_CONFIGS": [(OIALRConfig, {"task_type": "SEQ_2_SEQ_LM"})]},
 }
 
 # Tests of every method that adds adapters later, with lists of classes of their own.
@@ -67,6 +77,8 @@ OWN_LISTS = (
     "test_multiple_adapters_mixed_modules_to_save",
     "test_multiple_adapters_mixed_modules_to_save_order_switched",
 )
+# They load another method's adapter from the Hub.
+NEED_THE_HUB = ("test_from_pretrained", "test_from_pretrained_cache_dir", "test_save_pretrained_with_runtime_config")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,24 +88,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Results(config.option.results))
+    facts.hub_id = lambda name: name  # models are folders here, of which our cards would say nothing
     if config.option.residual:
-        for *_, kwargs in (*ROWS["TEST_CASES"], *ROWS["MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES"]):
-            kwargs["residual"] = True
-        for *_, kwargs, _ in ROWS["MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES"]:
-            kwargs["residual"] = True
+        for row in (row for lists in ROWS.values() for rows in lists.values() for row in rows):
+            for kwargs in (part for part in (row if isinstance(row, tuple) else ()) if isinstance(part, dict)):
+                kwargs["residual"] = True
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pycollect_makemodule(module_path: Path):
     module = yield
-    if module_path.name == SUITE:
-        for name, rows in ROWS.items():
-            getattr(module.obj, name)[:] = rows  # in place: the decorators hold the same lists
+    for name, rows in ROWS.get(module_path.name, {}).items():
+        _put(module.obj, getattr(module.obj, name), rows)
+    if module_path.name == CUSTOM:
         for test in OWN_LISTS:
             (mark,) = getattr(module.obj.TestPeftCustomModel, test).pytestmark
             mark.args[1][:] = [OIALRConfig]
         _accept_the_suites_input(module.obj.ModelConv1DKernel1)
     return module
+
+
+def _put(module: Any, theirs: Any, rows: list[Any]) -> None:
+    """Our rows in the place of a list of theirs, which decorators hold too, or of a tuple."""
+    if isinstance(theirs, list):
+        theirs[:] = rows
+        return
+    tests = (test for suite in vars(module).values() if isinstance(suite, type) for test in vars(suite).values())
+    for mark in (mark for test in tests for mark in getattr(test, "pytestmark", ())):
+        if len(mark.args) > 1 and mark.args[1] is theirs:
+            object.__setattr__(mark, "args", (mark.args[0], rows))
 
 
 def _accept_the_suites_input(model: Any) -> None:
@@ -113,7 +136,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
     ours, others = [], []
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        (ours if params.get("config_cls") is OIALRConfig else others).append(item)
+        chosen = OIALRConfig in params.values() and item.originalname not in NEED_THE_HUB
+        (ours if chosen else others).append(item)
         item.user_properties.append(("model", params.get("model_id", item.cls and item.cls.__name__)))
     items[:] = ours
     config.hook.pytest_deselected(items=others)

@@ -1,4 +1,7 @@
-"""Run the custom-model tests of PEFT's own source release over OIALRConfig, and compare with `known_failures.toml`.
+"""Run tests of PEFT's own source release over OIALRConfig, and compare with `known_failures.toml`.
+
+By default those of custom models; with `--registration` the others that PEFT asks of a new method: configurations,
+decoders and encoder-decoders, over tiny models that are made here under the names that the tests load from the Hub.
 
 The release of the installed PEFT version is downloaded with pip, or given by `--archive`; it is unpacked in a
 temporary folder and nothing of it is kept. Exit code 0: at least 97 % of the tests that ran passed and the failures
@@ -36,12 +39,17 @@ SAME_SUMS = {
     "ATEN_CPU_CAPABILITY": "default",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
 }
+SUITES = {
+    "custom": ("test_custom_models.py",),
+    "registration": ("test_config.py", "test_decoder_models.py", "test_encoder_decoder_models.py"),
+}
 Results = dict[str, dict[str, str]]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archive", type=Path, help="PEFT's source release (.tar.gz); default: download it")
+    parser.add_argument("--registration", action="store_true", help="configurations, decoders, encoder-decoders")
     parser.add_argument("--residual", action="store_true", help="over OIALRConfig(residual=True)")
     parser.add_argument("--allow-missing", action="store_true", help="exit code 0 where it cannot be downloaded")
     parser.add_argument("pytest_args", nargs="*", help="more arguments for pytest, after --")
@@ -54,12 +62,13 @@ def main() -> int:
             print(f"not run: pip could not download the source release of peft {version('peft')}; see --archive")
             return 0 if args.allow_missing else 2
         mode = ["--residual"] if args.residual else []
-        results = run(unpack(archive, Path(folder)), [*mode, *args.pytest_args])
+        suite = "registration" if args.registration else "custom"
+        results = run(unpack(archive, Path(folder)), SUITES[suite], [*mode, *args.pytest_args])
     if not results:
         print("not run: pytest ended without results; its output is above")
         return 2
     print_counts(results)
-    certain, at_the_edge = known_failures("residual" if args.residual else "whole")
+    certain, at_the_edge = known_failures("residual" if args.residual else "whole", suite)
     return judge(results, certain, at_the_edge)
 
 
@@ -82,8 +91,10 @@ def unpack(archive: Path, folder: Path) -> Path:
     return root
 
 
-def run(root: Path, pytest_args: list[str]) -> Results:
-    """The outcome of every test, by its id without the file."""
+def run(root: Path, files: tuple[str, ...], pytest_args: list[str]) -> Results:
+    """The outcome of every test of some files, by its id without the file."""
+    if files != SUITES["custom"]:
+        subprocess.run([sys.executable, str(HERE / "models.py"), str(root)], check=True)
     path = root / "results.json"
     options = [
         "-c",
@@ -97,9 +108,9 @@ def run(root: Path, pytest_args: list[str]) -> Results:
         "--results",
         str(path),
     ]
-    quiet = ["-q", "--no-header", "--no-summary", "--disable-warnings"]
+    quiet = ["-q", "--no-header", "--no-summary", "--disable-warnings", *(f"tests/{file}" for file in files)]
     subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *quiet, "tests/test_custom_models.py", *pytest_args],
+        [sys.executable, "-m", "pytest", *options, *quiet, *pytest_args],
         cwd=root,
         env={**os.environ, **SAME_SUMS, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}", "HF_HUB_OFFLINE": "1"},
     )
@@ -118,11 +129,13 @@ def print_counts(results: Results) -> None:
         print(f"{count} {reason}")
 
 
-def known_failures(mode: str = "whole") -> tuple[dict[str, str], dict[str, str]]:
+def known_failures(mode: str = "whole", suite: str = "custom") -> tuple[dict[str, str], dict[str, str]]:
     """{test id: reason} of the tests that fail everywhere, and of those that may fail."""
     groups = tomllib.loads((HERE / "known_failures.toml").read_text())["failures"]
     certain, at_the_edge = {}, {}
-    for group in (group for group in groups if group.get("mode", mode) == mode):
+    for group in groups:
+        if (group.get("mode", mode), group.get("suite", "custom")) != (mode, suite):
+            continue
         known = at_the_edge if group.get("at_the_edge_of_rounding") else certain
         known.update(dict.fromkeys(group["tests"], group["reason"]))
     return certain, at_the_edge

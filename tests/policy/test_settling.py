@@ -28,12 +28,13 @@ def test_a_basis_is_measured_at_updates_about_twenty_times_in_a_run(total, inter
         ([0.4, 0.6, 0.75, 0.85], 150, True),  # climbs
         ([0.8, 0.45, 0.55], 120, True),  # fell, and climbs
         ([0.4, 0.6, 0.75, 0.85, 0.88, 0.9], 210, True),
-        ([0.4, 0.6, 0.75, 0.85, 0.88, 0.9, 0.91], 240, False),  # the steep part is over
+        ([0.4, 0.6, 0.75, 0.85, 0.88, 0.9, 0.91, 0.915], 240, False),  # the steep part is over
+        ([0.97, 0.99, 0.96], 120, False),  # up and down, by chance
         ([0.3, 0.31, 0.3], 120, False),  # turns at a steady pace, and will go on so
         ([0.4, 0.6, 0.75], 299, True),
         ([0.4, 0.6, 0.75], 300, False),  # half of the run is over
         ([], 300, False),
     ],
 )
-def test_a_layer_waits_until_its_stability_is_flat(stabilities, step, waits):
+def test_a_layer_waits_while_its_stability_climbs(stabilities, step, waits):
     assert SETTLING.waits(stabilities, step) is waits

@@ -107,14 +107,14 @@ def test_an_interrupted_run_goes_on_bit_for_bit_while_bases_are_measured(tmp_pat
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
-@pytest.mark.parametrize("step", [3, 6, 9])
+@pytest.mark.parametrize("step", [3, 4, 9])
 def test_the_trainer_resumes_bit_for_bit(step, tmp_path):
     settings = AUTO | {"sigma_cutoff": 0.3}
     whole = trainer(str(tmp_path), settings, save_strategy="steps", save_steps=step)
     whole.train()
     saved = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
     progress = saved["stateful_callbacks"]["OIALRCallback"]["attributes"]["progress"]
-    assert ("settling" in progress) == (step < 9)  # by then all have left
+    assert ("settling" in progress) == (step < 9)  # by then all have left; at step 4 the first did
     resumed = trainer(str(tmp_path / "b"), settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     expected, found = snapshot(whole), snapshot(resumed)
