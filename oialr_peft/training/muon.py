@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..layer import oialr_layers
 from ..linalg import orthogonalise
 
 
@@ -135,9 +136,11 @@ def _groups(parameters: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def _embeddings_and_heads(model: nn.Module) -> set[int]:
-    """The ids of the parameters of embeddings and output heads."""
+    """The ids of the parameters of embeddings, factorised ones too, and output heads."""
     get_output = getattr(model, "get_output_embeddings", None)
     modules: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    tables = [layer for layer in oialr_layers(model).values() if isinstance(layer.get_base_layer(), nn.Embedding)]
+    modules += [part for layer in tables for part in layer.modules()]
     if callable(get_output) and isinstance(head := get_output(), nn.Module):
         modules.append(head)
     return {id(p) for module in modules for p in module.parameters(recurse=False)}

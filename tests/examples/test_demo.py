@@ -18,6 +18,6 @@ def test_the_demo_ends_with_a_table_and_the_files_that_it_names(tmp_path):
     screen = printed[printed.index("Handwritten digits") :]
     assert all(f"{run['test']:.1%}" in screen for run in (dense, small))
     assert f"{small['megabytes'] / dense['megabytes']:.2f}" in screen
-    assert (tmp_path / "report.html").read_text().count("<svg") == 4  # too short for a logged loss
+    assert (tmp_path / "report.html").read_text().count("<svg") == 5  # too short for a logged loss
     assert (tmp_path / "demo.png").stat().st_size > 10_000
     assert (tmp_path / "oialr" / "model" / "model.safetensors").exists()

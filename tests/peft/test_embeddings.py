@@ -14,7 +14,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from oialr_peft import OIALRConfig, OIALRUpdater, rank_report, save_compressed
+from oialr_peft import MuonAdamW, OIALRConfig, OIALRUpdater, rank_report, save_compressed
+from oialr_peft.layer import adapted_weights
 
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -109,3 +110,11 @@ def test_a_table_that_changes_as_it_is_read_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'table' is a .*Embedding; supported are .*without max_norm"):
         get_peft_model(Model(), OIALRConfig(target_modules=["table"]))
     assert set(get_peft_model(Model(), OIALRConfig(embeddings=True)).base_model.ranks()) == {"layer"}
+
+
+def test_muon_leaves_a_factored_table_to_adamw_as_it_does_a_plain_one():
+    model = get_peft_model(bert(), OIALRConfig(embeddings=True, bases="longer"))
+    optimizer = MuonAdamW.from_model(model, muon_lr=0.02, lr=0.002)
+    kinds = {id(p): group["kind"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: kinds[id(weight.core)] for name, weight in adapted_weights(model).items()}
+    assert {name for name, kind in found.items() if kind == "adamw"} == {TABLE, TABLE.replace("word", "position")}

@@ -60,6 +60,17 @@ def test_names_are_text_and_not_markup():
     assert "&lt;b&gt;a" in page
 
 
+def test_cuts_are_counted_one_after_another_and_the_whole_model_is_told():
+    update = {"ranks": {"a": 2}, "full_ranks": {"a": 4}, "changed": {}, "dropped": {"a": 0.5}, "seconds": 0.1}
+    size = {"compressed_bytes": 6_000, "dense_bytes": 10_000}
+    logs = [{"step": 6, "eval_accuracy": 0.75, "eval_runtime": 9.0}]
+    page = report_page(Run("run", logs, [{**update, "step": step, **size} for step in (3, 6)]))
+    assert "<td>75.00 %</td>" in page  # not 100
+    assert "6 kB, 60% of 10 kB" in page
+    assert "<dt>Last evaluation accuracy</dt><dd>0.75</dd>" in page
+    assert "Last evaluation runtime" not in page
+
+
 @pytest.mark.parametrize(("made", "message"), [(False, "There is no run at"), (True, "tells of no OIALR update")])
 def test_a_folder_without_a_run_is_refused(made, message, tmp_path, capsys):
     folder = tmp_path / "run"
