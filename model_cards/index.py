@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "examples" / name) for name in ("forecast", "vision", "stability")]
+sys.path += [str(HERE.parent / "examples" / name) for name in ("forecast", "vision", "stability")]
 import card as stability
 import forecast_card
 import vision_card
@@ -19,6 +19,12 @@ import vision_card
 
 FORECASTERS = {"patchtst": "PatchTST, width 32", "patchtsmixer": "PatchTSMixer, width 32"}
 PICTURES = {"minivit-cifar10": "mini-ViT, width 96", "resnet-cifar10": "ResNet of six blocks"}
+
+
+def start(folder: str, what: str) -> dict[str, Any]:
+    """What a line has before there are figures: its name, linked where there is a card."""
+    card = f"{folder}/README.md"
+    return {"what": f"[{what}]({card})" if (HERE / card).exists() else what, "dense": None}
 
 
 def read(folder: str) -> dict[str, Any] | None:
@@ -34,7 +40,7 @@ def forecasts() -> list[dict[str, Any]]:
         for label in forecast_card.MODELS[folder]:
             case = forecast_card.case_of(HERE / folder, label)
             ours = [row for row in case["rows"] if row["method"] in ("longer", "frozen")]
-            line = {"folder": folder, "what": name, "data": case["title"], "dense": None}
+            line = {**start(folder, name), "data": case["title"]}
             if ours:
                 row = min(ours, key=lambda row: row["validation"])
                 figures = {name: row[name] for name in ("held_share", "trained_share")}
@@ -51,8 +57,7 @@ def autoformer() -> dict[str, Any]:
     held = oialr["parameters_held"]["mean"] / dense["parameters_held"]["mean"]
     settings = found["runs"][0]["settings"]
     return {
-        "folder": "autoformer-ettm2",
-        "what": f"Autoformer, width {settings['d_model']}",
+        **start("autoformer-ettm2", f"Autoformer, width {settings['d_model']}"),
         "data": f"ETTm2, horizon {settings['horizon']}",
         "dense": dense["test_mse"]["mean"],
         "oialr": oialr["test_mse"]["mean"],
@@ -69,7 +74,7 @@ def pictures() -> list[dict[str, Any]]:
     for folder, name in PICTURES.items():
         record = read(folder)
         for method in ("untuned", "tuned"):
-            line = {"folder": folder, "what": f"{name}, {method}", "dense": None}
+            line = start(folder, f"{name}, {method}")
             runs = vision_card.chosen_runs(record, method) if record else []
             if record and runs:
                 dense = vision_card.row_of("dense", vision_card.chosen_runs(record, "dense"))

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 4 imagenet.py --data imagenet --model vit --method oialr --output imagenet-vit
 
-The data is a folder of train/CLASS/*.JPEG and val/CLASS/*.JPEG, or the id of a Hub dataset with such splits. Not run on
-ImageNet by us: it was tried on small folders of generated images. The paper's ResNet-RS 101 is in timm alone, which
+The data is a folder of train/CLASS/*.JPEG and val/CLASS/*.JPEG, or the id of a Hub dataset with such splits. Not run
+on ImageNet by us: it was tried on small folders of generated images. The paper's ResNet-RS 101 is in timm alone, which
 needs a torchvision built for the same torch; transformers' ResNet-50 stands in for it.
 """
 
@@ -146,7 +146,9 @@ def main() -> None:
     trainer.train()
     print(f"top-1 {trainer.evaluate()['eval_top_1']:.4f}")
     if trainer.is_world_process_zero():
-        save_compressed(model, parsed.output / "model") if callbacks else model.save_pretrained(parsed.output / "model")
+        save_compressed(model, parsed.output / "model") if callbacks else model.save_pretrained(
+            parsed.output / "model"
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 
-sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("forecast", "gpu", "autoformer", "benchmarks")]
+sys.path += [
+    str(Path(__file__).resolve().parents[1] / name) for name in ("forecast", "gpu", "autoformer", "benchmarks")
+]
 from pictures import COUNTS, load_pictures
 from record import Record
 from training import MODELS, train

@@ -18,7 +18,10 @@ from oialr_peft import OIALRConfig, OIALRUpdater
 
 
 # The paper's mini-ViT and a ResNet of basic blocks, in its size and in one for a core of a CPU.
-MODELS = {"vit": {"small": "small", "paper": "paper"}, "resnet": {"small": (32, 64, 128), "paper": (64, 128, 256, 512)}}
+MODELS = {
+    "vit": {"small": "small", "paper": "paper"},
+    "resnet": {"small": (32, 64, 128), "paper": (64, 128, 256, 512)},
+}
 
 
 def make(name: str, size: str) -> nn.Module:

@@ -43,10 +43,10 @@ def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
         if method in rows:
             row, dense = rows[method], rows["dense"]
             behind = dense["mean"] - row["mean"]
-            reached = behind <= points and row["trained_share"] <= share
+            word = "reached" if behind <= points and row["trained_share"] <= share else "missed"
             lines.append(
-                f"{row['name']}: {-behind:+.1f} points against dense with {row['trained_share']:.1%} of the dense values "
-                f"training at the end (aim: at least {-points:+.1f} at {share:.0%}): {'reached' if reached else 'missed'}."
+                f"{row['name']}: {-behind:+.1f} points against dense with {row['trained_share']:.1%} of the dense "
+                f"values training at the end (aim: at least {-points:+.1f} at {share:.0%}): {word}."
             )
     return lines
 
