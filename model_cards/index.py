@@ -10,11 +10,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
-HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE.parent / "examples" / name) for name in ("forecast", "vision", "stability")]
+sys.path += [
+    str(Path(__file__).resolve().parents[1] / "examples" / name)
+    for name in ("forecast", "vision", "stability", "autoformer")
+]
 import card as stability
 import forecast_card
+import horizons
 import vision_card
+
+
+HERE = Path(__file__).resolve().parent
 
 
 FORECASTERS = {"patchtst": "PatchTST, width 32", "patchtsmixer": "PatchTSMixer, width 32"}
@@ -68,6 +74,24 @@ def autoformer() -> dict[str, Any]:
     }
 
 
+def further_horizons() -> list[dict[str, Any]]:
+    """A line for each further horizon of the Autoformer: OIALR as tuned at 96 beside dense."""
+    found = horizons.read(HERE / "autoformer-horizons")
+    lines = []
+    for horizon in horizons.HORIZONS[1:]:
+        line = {**start("autoformer-horizons", "Autoformer, width 128"), "data": f"ETTm2, horizon {horizon}"}
+        own = [run for run in found["runs"] if (run["horizon"], run["width"]) == (horizon, 128)]
+        dense, oialr = ([run for run in own if run["method"] == method] for method in ("dense", "OIALR, tuned"))
+        if dense and oialr:
+            shares = {"held_share": oialr[0]["parameters_held"] / dense[0]["parameters_held"], "seeds": len(oialr)}
+            row = horizons.row_of(oialr)
+            line |= {**shares, "trained_share": row["trainable_percent"] / 100, "oialr": row["mean"]}
+            trivial = found["trivial"][str(horizon)]["context mean"]["mse"]
+            line |= {"dense": horizons.row_of(dense)["mean"], "trivial": trivial}
+        lines.append(line)
+    return lines
+
+
 def pictures() -> list[dict[str, Any]]:
     """A line for each model and OIALR setting."""
     lines = []
@@ -94,7 +118,11 @@ def render() -> str:
     """The text of the index."""
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
-    facts = {"forecasts": [autoformer(), *forecasts()], "pictures": pictures(), "settled": settled()}
+    facts = {
+        "forecasts": [autoformer(), *further_horizons(), *forecasts()],
+        "pictures": pictures(),
+        "settled": settled(),
+    }
     return environment.get_template("README.md.jinja").render(facts)
 
 

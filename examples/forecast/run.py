@@ -36,10 +36,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--horizon", type=int, default=96)
     parser.add_argument("--context", type=int, default=336)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--rates", type=float, nargs="+", default=[4e-3, 8e-3, 2e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[4e-3, 2e-3, 8e-3])
     parser.add_argument("--rates-of", type=Path, help="results whose choice of rates is taken over, without a search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--share", type=float, default=0.25, help="of the dense values that the others end with")
     parser.add_argument("--validated", type=int, default=500, help="windows of the validation split, evenly spaced")
@@ -71,7 +71,7 @@ def main() -> None:
         key = {"method": method, "rate": rate, "seed": seed}
         record.run(key, lambda: train(plan, splits, **key))
 
-    rates = dict.fromkeys(parsed.methods, parsed.rates)
+    rates: dict[str, list[float]] = {method: parsed.rates for method in parsed.methods}
     if parsed.rates_of is not None:
         record.content["rates_of"] = parsed.rates_of.stem
         chosen = json.loads(parsed.rates_of.read_text())["runs"]

@@ -72,26 +72,28 @@ def train(plan: Plan, splits: Splits, method: str, rate: float, seed: int) -> di
     return {**found, **errors(best[1], splits.test), **size_of(best[1], values), "seconds": round(seconds, 1)}
 
 
+def ranks_for(plan: Plan, dense: nn.Module) -> dict[str, int]:
+    """The ranks by which every layer holds the same share of its values, and the model `plan.share` of its own."""
+    shapes = {n: m.weight.shape for n, m in dense.named_modules() if re.fullmatch(TARGETS[plan.model], n)}  # type: ignore[union-attr]
+    each = 1 - (1 - plan.share) * values_of(dense) / sum(rows * cols for rows, cols in shapes.values())  # type: ignore[misc]
+    return {n: max(1, int(each * rows * cols / (rows + cols))) for n, (rows, cols) in shapes.items()}  # type: ignore[misc]
+
+
 def as_dense(plan: Plan, dense: nn.Module) -> Any:
     return dense, lambda optimizer: lambda: None
 
 
 def low_rank(plan: Plan, dense: nn.Module) -> Any:
-    """Plain W = A B from the first step on, every layer by the same share of its values."""
-    layers = {n: m for n, m in dense.named_modules() if re.fullmatch(TARGETS[plan.model], n)}
-    factored = sum(layer.weight.numel() for layer in layers.values())  # type: ignore[union-attr]
-    each = 1 - (1 - plan.share) * values_of(dense) / factored
-    for name, layer in layers.items():
-        rows, cols = layer.weight.shape  # type: ignore[misc,union-attr]
-        dense.set_submodule(name, LowRank(layer, max(1, int(each * rows * cols / (rows + cols)))))  # type: ignore[arg-type]
+    """Plain W = A B from the first step on."""
+    for name, rank in ranks_for(plan, dense).items():
+        dense.set_submodule(name, LowRank(dense.get_submodule(name), rank))  # type: ignore[arg-type]
     return as_dense(plan, dense)
 
 
 def oialr(plan: Plan, dense: Any, **fields: Any) -> Any:
-    """Full rank for a fifth of the run, then ranks of all layers together go down to the share by two thirds of it."""
-    fields |= {"target_modules": TARGETS[plan.model], "target_size": plan.share, "min_rank": 0.0}
-    fields |= {"delay": 0.2, "update_interval": 0.1}  # few cuts: after each one the step is ramped in anew
-    model = get_peft_model(dense, OIALRConfig(train_rest=True, **fields))
+    """Full rank for three tenths of the run, as the README has it, then the very ranks of W = A B, in one cut."""
+    fields |= {"target_modules": TARGETS[plan.model], "rank_pattern": ranks_for(plan, dense), "min_rank": 0.0}
+    model = get_peft_model(dense, OIALRConfig(train_rest=True, delay=0.3, sigma_cutoff=0.0, **fields))
     return model, lambda optimizer: OIALRUpdater(model, optimizer, total_steps=plan.steps).step
 
 

@@ -73,12 +73,13 @@ def _middle(width: int, height: int) -> tuple[float, float, float, float]:
 
 def make_model(name: str, size: str, classes: int, side: int) -> nn.Module:
     """ViT-B/16 or ResNet-50; "tiny" to try the script."""
+    given: dict[str, Any] = {"num_labels": classes}
     if name == "vit":
         tiny: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 1}
         sizes: dict[str, Any] = {**tiny, "num_attention_heads": 2} if size == "tiny" else {}
-        return ViTForImageClassification(ViTConfig(image_size=side, num_labels=classes, **sizes))
+        return ViTForImageClassification(ViTConfig(image_size=side, **given, **sizes))
     sizes = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]} if size == "tiny" else {}
-    return ResNetForImageClassification(ResNetConfig(num_labels=classes, **sizes))
+    return ResNetForImageClassification(ResNetConfig(**given, **sizes))
 
 
 def top_1(prediction: EvalPrediction) -> dict[str, float]:

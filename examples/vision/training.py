@@ -30,7 +30,8 @@ def make(name: str, size: str) -> nn.Module:
     if name == "vit":
         return make_model(chosen)
     sizes: dict[str, Any] = {"embedding_size": chosen[0], "hidden_sizes": list(chosen), "depths": [2] * len(chosen)}
-    return ResNetForImageClassification(ResNetConfig(**sizes, layer_type="basic", num_labels=10))
+    sizes |= {"layer_type": "basic", "num_labels": 10}
+    return ResNetForImageClassification(ResNetConfig(**sizes))
 
 
 def train(
