@@ -50,6 +50,12 @@ def row_of(method: str, runs: list[dict[str, Any]], dense: float) -> dict[str, A
     }
 
 
+def grid_of(record: dict[str, Any], method: str, seed: int) -> dict[float, float]:
+    """{rate: validation error} of a method at a seed."""
+    own = [run for run in record["runs"] if (run["method"], run["seed"]) == (method, seed)]
+    return {run["rate"]: run["validation"] for run in own}
+
+
 def case_of(folder: Path, case: str) -> dict[str, Any]:
     """The table of one series and horizon; without rows where it was not run."""
     path = folder / f"{case}.json"
@@ -61,21 +67,12 @@ def case_of(folder: Path, case: str) -> dict[str, Any]:
     runs = {method: found for method, found in runs.items() if found}
     dense = mean(run["mse"] for run in runs["dense"])
     rows = [row_of(method, found, dense) for method, found in runs.items()]
-    grids = {
-        r["method"]: {
-            run["rate"]: run["validation"]
-            for run in record["runs"]
-            if run["method"] == r["method"] and run["seed"] == r["seed"]
-        }
-        for r in rows
-    }
     for row in rows:
-        row["edge"] = len(grids[row["method"]]) > 1 and row["rate"] in (
-            min(grids[row["method"]]),
-            max(grids[row["method"]]),
-        )
+        row["grid"] = grid_of(record, row["method"], row["seed"])
+        row["edge"] = len(row["grid"]) > 1 and row["rate"] in (min(row["grid"]), max(row["grid"]))
     published = PUBLISHED.get(record["plan"]["model"], {}).get(case)
-    found = {**empty, **record, "rows": rows, "dense": dense, "grids": grids, "published": published}
+    searched = any(len(row["grid"]) > 1 for row in rows)
+    found = {**empty, **record, "searched": searched, "rows": rows, "dense": dense, "published": published}
     return {**found, "verdict": verdict(rows, record["trivial"]["linear map"]["mse"], published)}
 
 
@@ -83,7 +80,8 @@ def verdict(rows: list[dict[str, Any]], linear: float, published: float | None) 
     """What the aims say to the figures."""
     dense, *others = rows
     side = "below" if dense["mean"] < linear else "not below"
-    lines = [f"Dense is {side} the linear map ({dense['mean']:.4f} against {linear:.4f})."]
+    lines = [] if len(dense["errors"]) > 2 else ["Fewer than three seeds: the figures are a pointer, no result."]
+    lines += [f"Dense is {side} the linear map ({dense['mean']:.4f} against {linear:.4f})."]
     if published:
         lines.append(f"Dense is at {dense['mean'] / published:.3f} times the published {published} (aim: within 3 %).")
     for row in others:

@@ -38,7 +38,9 @@ def row_of(method: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
     """What the aims say to the figures."""
-    lines = []
+    lines = (
+        [] if len(rows["dense"]["right"]) > 2 else ["Fewer than three seeds: the figures are a pointer, no result."]
+    )
     for method, (share, points) in AIMS.items():
         if method in rows:
             row, dense = rows[method], rows["dense"]
@@ -79,8 +81,8 @@ def plot(folder: Path) -> None:
     figure, panel = pyplot.subplots(figsize=(5, 3), layout="constrained")
     for method, name in NAMES.items():
         runs = chosen_runs(record, method)
-        points = [(100 * run["trained_share"], 100 * run["test"]) for run in runs]
-        panel.scatter(*zip(*points, strict=True), label=name)
+        shares, right = ([100 * run[figure] for run in runs] for figure in ("trained_share", "test"))
+        panel.scatter(shares, right, label=name)
     panel.set(xlabel="values that train at the end, % of dense", ylabel="test accuracy, %", xscale="log")
     panel.legend(fontsize="small")
     figure.savefig(folder / "accuracy.png", dpi=100)
