@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..linalg import Factors
+from ..linalg import Factors, Seen
 
 
 class Kind(ABC):
@@ -44,6 +44,14 @@ class Kind(ABC):
         The core has the dtype of x, the bases may have another. A core without bases has the shape of the stored
         weight. `args`: what else the layer was called with.
         """
+
+    @abstractmethod
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        """What a batch of inputs x is at the core, on the side that is cheaper to hold. Arguments as of `multiply`."""
+
+    @abstractmethod
+    def felt(self, base: Any, dy: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        """What the gradient of the outputs is at the core, on the same side."""
 
     @abstractmethod
     def pair(self, base: Any, rank: int) -> tuple[nn.Module, nn.Module]:

@@ -1,0 +1,100 @@
+"""A cut that changes least of what a layer does on data that was seen; the plain one changes least of its weight."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .factors import working_dtype
+from .rotation import LinAlgError, Rotation, rotate
+
+
+RIDGE = 0.03  # of a mean direction's energy, given to all: what no sample shows is ordered by the weight alone
+
+
+class Seen(NamedTuple):
+    """What was seen to go through a core (rows, cols), or several, in the coordinates of its `side`: second moments.
+
+    `coming` (size, size): of what comes to the core there from outside, activations at the side of its inputs and
+    gradients at that of its outputs. `made`: of what the core makes there of the other, gradients at the side of its
+    inputs and activations at that of its outputs. None where it was not seen.
+    """
+
+    side: str  # "left" or "right"
+    coming: torch.Tensor | None = None
+    made: torch.Tensor | None = None
+
+    @property
+    def flipped(self) -> Seen:
+        """The same, of the transposed core."""
+        return self._replace(side="left" if self.side == "right" else "right")
+
+    def with_more(self, other: Seen) -> Seen:
+        """With what was seen of other samples."""
+        return Seen(self.side, _sum(self.coming, other.coming), _sum(self.made, other.made))
+
+
+def second_moment(samples: torch.Tensor) -> torch.Tensor:
+    """The sum of a aᵀ over samples a (..., size), in float32 or better."""
+    rows = samples.reshape(-1, samples.shape[-1])
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return rows.mT @ rows
+
+
+def cut_by_activations(core: torch.Tensor, rank: int, seen: Seen) -> tuple[Rotation, float] | None:
+    """The singular bases of a matrix of `rank` that does nearly what `core` does, and the share of that which goes.
+
+    What a direction is worth is the energy of the activations along it times that of the gradients, as in balanced
+    truncation (Moore 1981). With y = core x, inputs of the second moment C and output gradients of G, the error
+    || G^½ (core - kept) C^½ || is least for kept = core P, where P projects onto the leading directions of C N and
+    N = coreᵀ G core is the moment of the input gradients; where these were not seen, G is the identity and the outputs
+    change least (Wang et al. 2024, SVD-LLM). The share is that of the squared error. The core of `kept` is decomposed
+    as ever. None where this cannot be had; the plain cut is there then.
+    """
+    if seen.side == "left":  # coreᵀ takes gradients to gradients: the same for the transposed matrix
+        turned = cut_by_activations(core.mT, rank, seen.flipped)
+        return None if turned is None else (turned[0].transposed(), turned[1])
+    work = core.detach().to(working_dtype(core.dtype))
+    identity, plain = torch.eye(work.shape[-1]).to(work), work.mT @ work
+    coming, made = _finite(seen.coming, work), _finite(seen.made, work)
+    if coming is None and made is None:
+        return None
+    coming, made = identity if coming is None else coming, plain if made is None else made
+    try:
+        root, inverse = _roots(_ridged(coming, identity))
+        leading = torch.linalg.eigh(root @ _ridged(made, plain) @ root).eigenvectors[..., -rank:]
+    except LinAlgError:
+        return None
+    projector = root @ leading @ (leading.mT @ inverse)
+    rotation = rotate(work @ projector)
+    return None if rotation is None else (rotation.cut(rank), _share(identity - projector, coming, made))
+
+
+def _share(lost: torch.Tensor, coming: torch.Tensor, made: torch.Tensor) -> float:
+    """The squared error of leaving out what `lost` projects onto, as a share of all."""
+    whole = float((coming * made).sum())
+    return min(1.0, float((lost @ coming @ lost.mT * made).sum()) / whole) if whole else 0.0
+
+
+def _ridged(moment: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+    """The moment with a little of the one that it would have without preferences; that alone where it is zero."""
+    energy, of_plain = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] for m in (moment, plain))
+    share = RIDGE * energy / of_plain.clamp_min(torch.finfo(plain.dtype).tiny)
+    return moment + torch.where(energy > 0, share, torch.ones_like(share)) * plain
+
+
+def _roots(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The square root of a positive matrix and its inverse."""
+    values, vectors = torch.linalg.eigh(moment)
+    roots = values.clamp_min(torch.finfo(values.dtype).eps * values[..., -1:]).sqrt().unsqueeze(-2)
+    return vectors * roots @ vectors.mT, vectors / roots @ vectors.mT
+
+
+def _finite(moment: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    """None where an overflow, such as of scaled gradients in float16, has spoilt it."""
+    return moment.to(like.dtype) if moment is not None and bool(torch.isfinite(moment).all()) else None
+
+
+def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    return one if other is None else other if one is None else one + other
