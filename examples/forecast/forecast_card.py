@@ -17,7 +17,9 @@ TITLES = {"patchtst": "PatchTST", "patchtsmixer": "PatchTSMixer"}
 NAMES = {
     "dense": "dense",
     "longer": 'OIALR, `bases="longer"`',
+    "longer plain": 'OIALR, `bases="longer"`, cut by singular values',
     "frozen": 'OIALR, `bases="frozen"`',
+    "frozen plain": 'OIALR, `bases="frozen"`, cut by singular values',
     "low rank": "plain W = A B",
 }
 PUBLISHED = {"patchtst": {"ETTm2_96": 0.166, "ETTm2_192": 0.223, "ETTm2_336": 0.274, "ETTm2_720": 0.362}}
@@ -33,8 +35,9 @@ def chosen_runs(record: dict[str, Any], method: str) -> list[dict[str, Any]]:
     return sorted((run for run in own if run["rate"] == rate), key=lambda run: run["seed"])
 
 
-def row_of(method: str, runs: list[dict[str, Any]], dense: float) -> dict[str, Any]:
-    """A line of a case's table."""
+def row_of(method: str, runs: list[dict[str, Any]], dense: dict[int, float]) -> dict[str, Any]:
+    """A line of a case's table, beside dense runs of the same seeds."""
+    beside = mean(dense[run["seed"]] for run in runs)
     errors = [run["mse"] for run in runs]
     return {
         **runs[0],
@@ -44,7 +47,8 @@ def row_of(method: str, runs: list[dict[str, Any]], dense: float) -> dict[str, A
         "mean": mean(errors),
         "spread": stdev(errors) if len(errors) > 1 else None,
         "mean_mae": mean(run["mae"] for run in runs),
-        "ratio": mean(errors) / dense,
+        "dense": beside,
+        "ratio": mean(errors) / beside,
         "bytes": mean(run["bytes"] for run in runs),
         "trained_share": mean(run["trained_share"] for run in runs),
     }
@@ -65,14 +69,14 @@ def case_of(folder: Path, case: str) -> dict[str, Any]:
     record = json.loads(path.read_text())
     runs = {method: chosen_runs(record, method) for method in NAMES}
     runs = {method: found for method, found in runs.items() if found}
-    dense = mean(run["mse"] for run in runs["dense"])
+    dense = {run["seed"]: run["mse"] for run in runs["dense"]}
     rows = [row_of(method, found, dense) for method, found in runs.items()]
     for row in rows:
         row["grid"] = grid_of(record, row["method"], row["seed"])
         row["edge"] = len(row["grid"]) > 1 and row["rate"] in (min(row["grid"]), max(row["grid"]))
     published = PUBLISHED.get(record["plan"]["model"], {}).get(case)
     searched = any(len(row["grid"]) > 1 for row in rows)
-    found = {**empty, **record, "searched": searched, "rows": rows, "dense": dense, "published": published}
+    found = {**empty, **record, "searched": searched, "rows": rows, "published": published}
     return {**found, "verdict": verdict(rows, record["trivial"]["linear map"]["mse"], published)}
 
 

@@ -25,7 +25,7 @@ from data import load_series
 from linear import linear_errors
 from models import TARGETS
 from record import Record
-from training import METHODS, Plan, train
+from training import METHODS, METHODS_OF, Plan, train
 from windows import make_splits
 
 
@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=TARGETS, required=True)
     parser.add_argument("--horizon", type=int, default=96)
     parser.add_argument("--context", type=int, default=336)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS_OF, default=list(METHODS))
     parser.add_argument("--rates", type=float, nargs="+", default=[4e-3, 2e-3, 8e-3])
     parser.add_argument("--rates-of", type=Path, help="results whose choice of rates is taken over, without a search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -24,7 +24,7 @@ from oialr_peft import OIALRConfig, OIALRUpdater
 from oialr_peft.plain import model_size
 
 
-METHODS = ("dense", "longer", "frozen", "low rank")
+METHODS = ("dense", "longer", "frozen", "low rank", "longer plain")  # of a sweep
 CHECKS = 6  # validations in a run
 
 
@@ -101,6 +101,8 @@ METHODS_OF: dict[str, Callable[[Plan, nn.Module], Any]] = {
     "dense": as_dense,
     "longer": lambda *given: oialr(*given, bases="longer"),
     "frozen": lambda *given: oialr(*given, bases="frozen"),
+    "longer plain": lambda *given: oialr(*given, bases="longer", activation_aware=False),
+    "frozen plain": lambda *given: oialr(*given, bases="frozen", activation_aware=False),
     "low rank": low_rank,
 }
 

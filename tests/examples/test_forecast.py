@@ -60,10 +60,10 @@ def test_a_comparison_goes_on_where_it_stopped(model, series, tmp_path):
     given = ["run.py", "--data", series, "--model", model, *small, "--rates", 1e-3, 2e-3, "--output", output]
     python(FOLDER, *given, "--seeds", 0)
     first = json.loads(output.read_text())["runs"]
-    assert [run["method"] for run in first] == 2 * ["dense", "longer", "frozen", "low rank"]
+    assert [run["method"] for run in first] == 2 * ["dense", "longer", "frozen", "low rank", "longer plain"]
     python(FOLDER, *given, "--seeds", 0, 1)
     record = json.loads(output.read_text())
-    assert record["runs"][:8] == first
-    assert [run["seed"] for run in record["runs"][8:]] == 4 * [1]
+    assert record["runs"][:10] == first
+    assert [run["seed"] for run in record["runs"][10:]] == 5 * [1]
     assert set(record["trivial"]) == {"linear map", "context mean", "persistence"}
     assert all(run["held_share"] <= 0.6 for run in record["runs"] if run["method"] != "dense")
