@@ -64,6 +64,7 @@ def render(folder: Path) -> str:
         "folder": folder.name,
         "rows": list(rows.values()),
         "tried": [run for run in record["runs"] if run["seed"] == first],
+        "rates": [run["rate"] for run in record["runs"] if (run["method"], run["seed"]) == ("dense", first)],
         "verdict": verdict(rows),
     }
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
