@@ -53,9 +53,15 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+FORECASTS := $(wildcard model_cards/patchtst model_cards/patchtsmixer)
+PICTURES := $(wildcard model_cards/*-cifar10)
 card: $(VENV)/.installed  ## regenerate the model cards from their results files
 	$(BIN)/python examples/autoformer/card.py model_cards/autoformer-ettm2
 	$(BIN)/python examples/stability/card.py model_cards/stability
+	for card in $(FORECASTS); do $(BIN)/python examples/forecast/forecast_card.py $$card || exit 1; done
+	for card in $(PICTURES); do $(BIN)/python examples/vision/vision_card.py $$card || exit 1; done
+	$(BIN)/python examples/autoformer/horizons.py --card
+	$(BIN)/python model_cards/index.py
 
 benchmarks: $(VENV)/.installed  ## every measurement of examples/benchmarks and its tables; forty minutes on two idle cores
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"

@@ -1,0 +1,143 @@
+"""Autoformer on ETTm2 at the paper's four horizons by thuml's protocol, one command that goes on where it stopped.
+
+    python horizons.py --data ETTm2.csv.gz --trivial       # the rows that need no training, a minute
+    python horizons.py --data ETTm2.csv.gz                 # all: 36 runs, each of 20 minutes and more on a core
+    python horizons.py --data ETTm2.csv.gz --d_model 512   # the paper's size, for a GPU
+    python horizons.py --card
+
+Adam at 1e-4 for two epochs, then halved each epoch, at most ten, patience 3, the best checkpoint tested. A run is a
+process of its own; its record goes into results.json of the card as soon as it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+
+HERE = Path(__file__).resolve().parent
+CARD = HERE.parents[1] / "model_cards" / "autoformer-horizons"
+HORIZONS, SEEDS = (96, 192, 336, 720), (0, 1, 2)
+PROTOCOL = {"epochs": 10, "patience": 3, "learning_rate": 1e-4}
+METHODS: dict[str, dict[str, Any]] = {
+    "dense": {"methods": "dense"},
+    # decoded from the authors' figures: all but the cutoff, which only has to be large
+    "OIALR, the authors' setting": {
+        "methods": "oialr",
+        "delay": 600,
+        "update_interval": 400,
+        "layer_step": 0.1,
+        "sigma_cutoff": 0.5,
+        "keep_first_layer": True,
+    },
+    "OIALR, tuned": {"methods": "oialr"},  # the defaults of settings.py, which were tuned at horizon 96
+}
+AUTHORS = {  # means over three runs in their CSV files, the best epoch of each
+    192: {"authors' dense": 0.2741, "authors' OIALR": 0.2684},
+    720: {"authors' dense": 0.4201, "authors' OIALR": 0.4201},
+}
+
+
+def read(card: Path) -> dict[str, Any]:
+    """{"trivial": by horizon, "runs": [...]} as far as it has been run."""
+    path = card / "results.json"
+    return json.loads(path.read_text()) if path.exists() else {"trivial": {}, "runs": []}
+
+
+def trivial_rows(data: str, horizon: int) -> dict[str, dict[str, float]]:
+    """Context mean, persistence and least squares on the 96 values of the context."""
+    sys.path.append(str(HERE.parent / "forecast"))
+    from baselines import baseline_errors
+    from data import load_series
+    from linear import linear_errors
+    from windows import make_splits
+
+    splits = make_splits(load_series(data), 96, horizon, 48)
+    linear = linear_errors(splits.train, splits.validation, splits.test)
+    return {**baseline_errors(splits.test), "linear map": linear}
+
+
+def train(data: str, width: int, horizon: int, method: str, seed: int, work: Path) -> dict[str, Any]:
+    """The record of one run of run.py."""
+    output = work / f"{width}-{horizon}-{list(METHODS).index(method)}-{seed}"
+    given = {"data": data, "d_model": width, "horizon": horizon, "seed": seed, "output": output}
+    flags = [f"--{name}={value}" for name, value in {**given, **PROTOCOL, **METHODS[method]}.items()]
+    subprocess.run([sys.executable, str(HERE / "run.py"), *flags], check=True)
+    found = json.loads((output / "results.json").read_text())["runs"][0]
+    key = {"method": method, "horizon": horizon, "seed": seed, "width": width}
+    kept = ("test_mse", "test_mae", "validation_mse", "trainable_percent", "parameters_held", "bytes_on_disk", "steps")
+    return {**key, **{name: found[name] for name in (*kept, "ranks", "versions", "hardware")}}
+
+
+def row_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds."""
+    errors = [run["test_mse"] for run in runs]
+    figures = {name: mean(run[name] for run in runs) for name in ("test_mae", "trainable_percent", "bytes_on_disk")}
+    spread = stdev(errors) if len(errors) > 1 else None
+    return {**figures, "mean": mean(errors), "spread": spread, "seeds": len(runs)}
+
+
+def render(card: Path) -> str:
+    """The card; rows that were not run are marked."""
+    results = read(card)
+    tables = []
+    for width in (128, 512):
+        for horizon in HORIZONS:
+            rows = {}
+            for method in METHODS:
+                key = {"method": method, "horizon": horizon, "width": width}
+                runs = [run for run in results["runs"] if {name: run[name] for name in key} == key]
+                rows[method] = row_of(runs) if runs else None
+            given = {"trivial": results["trivial"].get(str(horizon), {}), "authors": AUTHORS.get(horizon, {})}
+            tables.append({"width": width, "horizon": horizon, "rows": rows, **given})
+    environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.get_template("horizons.md.jinja").render(tables=tables, runs=results["runs"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="ETTm2.csv.gz, or a Hub dataset id")
+    parser.add_argument("--d_model", type=int, default=128)
+    parser.add_argument("--horizons", type=int, nargs="+", choices=HORIZONS, default=HORIZONS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--trivial", action="store_true", help="only what needs no training")
+    parser.add_argument("--card", action="store_true", help="only write the card of what there is")
+    parser.add_argument("--output", type=Path, default=CARD, help="folder of results.json and README.md")
+    parser.add_argument("--work", type=Path, default=Path("outputs/autoformer-horizons"), help="for models and traces")
+    parsed = parser.parse_args()
+    if not parsed.card:
+        run_missing(parsed)
+    (parsed.output / "README.md").write_text(render(parsed.output))
+
+
+def run_missing(parsed: argparse.Namespace) -> None:
+    """Runs what the results do not have, one seed of everything before the next."""
+    from report import write_json
+
+    def keep(results: dict[str, Any]) -> None:
+        write_json(parsed.output / "results.json", results)
+
+    for horizon in parsed.horizons:
+        results = read(parsed.output)
+        if str(horizon) not in results["trivial"]:
+            results["trivial"][str(horizon)] = trivial_rows(parsed.data, horizon)
+            keep(results)
+    for seed in () if parsed.trivial else parsed.seeds:
+        for horizon in parsed.horizons:
+            for method in METHODS:
+                results = read(parsed.output)
+                key = (parsed.d_model, horizon, method, seed)
+                if key not in {(r["width"], r["horizon"], r["method"], r["seed"]) for r in results["runs"]}:
+                    results["runs"].append(train(parsed.data, *key, parsed.work))
+                    keep(results)
+
+
+if __name__ == "__main__":
+    main()

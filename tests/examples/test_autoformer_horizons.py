@@ -1,0 +1,64 @@
+"""The four horizons: what was run is not run again, rows that were not are marked, and the card is what there is."""
+
+import json
+import sys
+from pathlib import Path
+
+import horizons
+import pytest
+
+from tests.helpers.examples import ROOT
+
+
+CARD = ROOT / "model_cards" / "autoformer-horizons"
+
+
+def record(width: int, horizon: int, method: str, seed: int) -> dict:
+    figures = {"test_mse": 0.25 + seed / 100, "test_mae": 0.3, "trainable_percent": 10.0, "bytes_on_disk": 1000}
+    surroundings = {"hardware": {"cores": 1, "machine": "x", "device": "cpu"}, "versions": {"torch": "2"}}
+    return {"width": width, "horizon": horizon, "method": method, "seed": seed, **figures, **surroundings}
+
+
+def test_the_card_is_what_the_results_give() -> None:
+    assert horizons.render(CARD) == (CARD / "README.md").read_text()
+
+
+def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple] = []
+
+    def train(data: str, width: int, horizon: int, method: str, seed: int, work: Path) -> dict:
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append((horizon, method, seed))
+        return record(width, horizon, method, seed)
+
+    errors = {"mse": 0.2, "mae": 0.3}
+    monkeypatch.setattr(horizons, "train", train)
+    monkeypatch.setattr(horizons, "trivial_rows", lambda data, horizon: {"context mean": errors})
+    monkeypatch.setattr(
+        sys, "argv", ["horizons.py", "--data", "x.csv", "--horizons", "96", "720", "--output", str(tmp_path)]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        horizons.main()
+    assert len(json.loads((tmp_path / "results.json").read_text())["runs"]) == 4
+    monkeypatch.setattr(horizons, "train", lambda data, *key: made.append(key[1:4]) or record(*key[:4]))
+    horizons.main()
+    assert len(made) == len(set(made)) == 2 * 3 * 3
+    text = (tmp_path / "README.md").read_text()
+    assert "| dense | 0.2600 ± 0.0100 |" in text
+    assert text.count("not run yet") == 2 * 3 + 4 * 3  # two horizons, and the paper's width
+
+
+def test_flags_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from settings import Settings
+    from transformers import HfArgumentParser
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(horizons.subprocess, "run", lambda command, check: seen.append(command[2:]) or 1 / 0)
+    for method in horizons.METHODS:
+        with pytest.raises(ZeroDivisionError):
+            horizons.train("x.csv", 128, 96, method, 0, tmp_path)
+        flags = [flag for flag in seen[-1] if not flag.startswith("--methods")]
+        settings = HfArgumentParser(Settings).parse_args_into_dataclasses(flags)[0]
+        assert (settings.epochs, settings.patience, settings.learning_rate) == (10, 3, 1e-4)
+    assert settings.delay == 1400
