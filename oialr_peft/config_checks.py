@@ -77,7 +77,8 @@ def _check_choices(config: OIALRConfig) -> None:
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(config, name)!r}.")
-    for name in ("init_weights", "keep_first_layer", "keep_last_layer", "train_rest", "residual", "save_bases"):
+    flags = ("init_weights", "keep_first_layer", "keep_last_layer", "train_rest", "residual", "save_bases")
+    for name in (*flags, "activation_aware"):
         if not isinstance(getattr(config, name), bool):
             raise TypeError(f"`{name}` must be True or False; got {getattr(config, name)!r}.")
     if config.keep_base_weights not in (None, True, False):

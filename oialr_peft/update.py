@@ -24,7 +24,7 @@ import torch
 
 from .config import OIALRConfig
 from .errors import OIALRWarning
-from .linalg import Rotation, decompose, spectrum
+from .linalg import Activations, Rotation, cut_by_activations, decompose, spectrum
 from .memory import release_memory
 from .moments import MomentCarrier
 from .policy import Policies
@@ -43,6 +43,7 @@ def update_bases(
     policies: Policies,
     carrier: MomentCarrier,
     workers: Workers,
+    seen: Mapping[str, Activations],
     *,
     step: int,
     update_number: int,
@@ -51,13 +52,13 @@ def update_bases(
 
     Layers that are still dense are factorised first. `weights` are by the names of their layers, in model order. A few
     at a time are worked on, so that the peak never holds two copies of them. A layer whose SVD cannot be had is left
-    as it is, with one warning.
+    as it is, with one warning. What is `seen` of a layer decides what a cut keeps of it.
 
     Raises:
         RuntimeError: on all processes, when one of them failed; it names the layer.
     """
     began = time.perf_counter()
-    update = _Update(weights, config, policies, carrier, step)
+    update = _Update(weights, config, policies, carrier, seen, step)
     tasks = update.due(update_number)
     if update.joint:
         spectra = Exchange(workers, update.matrix, update.find_spectrum, update.take_spectrum, update.sharded)
@@ -93,9 +94,10 @@ class _Update:
         config: OIALRConfig,
         policies: Policies,
         carrier: MomentCarrier,
+        seen: Mapping[str, Activations],
         step: int,
     ) -> None:
-        self.weights = weights
+        self.weights, self.seen = weights, seen
         self.config, self.policies, self.carrier, self.step = config, policies, carrier, step
         self.bases = {name: policies.bases.held(weight.matrix_shape, step) for name, weight in weights.items()}
         self.sharded = any(is_sharded(weight.core) for weight in weights.values())
@@ -153,16 +155,29 @@ class _Update:
 
     def decompose(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
         """Decompose, and choose where the ranks are not known yet; what is found is cut already."""
-        rotation = decompose(matrix, task.rank, task.method)
-        if rotation is None:
+        rank = task.rank if self.ranks is None else self.ranks.get(task.name, task.rank)
+        found = self._leading(task, matrix, rank)
+        if found is None:
             return None
+        rotation, dropped = found
         if task.cut and self.ranks is None:
-            spectra = {task.name: rotation.singular_values}
+            spectra, whole = {task.name: rotation.singular_values}, rotation
             rotation = rotation.cut(self.policies.ranks.choose(spectra, self.facts, self.step)[task.name])
-        elif self.ranks is not None and task.name in self.ranks:
-            rotation = rotation.cut(self.ranks[task.name])
+            dropped += (1 - dropped) * rotation.dropped_energy(whole.singular_values)
         right = rotation.right.mT if task.travels_as_factors else rotation.right
-        return Solution([rotation.left, rotation.singular_values, right], rotation.dropped_energy(matrix))
+        return Solution([rotation.left, rotation.singular_values, right], dropped)
+
+    def _leading(self, task: SvdTask, matrix: torch.Tensor, rank: int) -> tuple[Rotation, float] | None:
+        """The decomposition at a rank that is given, and the share of the energy that goes: of the layer's outputs
+        where they were seen, else of the matrix."""
+        if rank < min(matrix.shape[-2:]) and (seen := self.seen.get(task.name)) is not None:
+            if (found := cut_by_activations(matrix, rank, seen)) is not None:
+                return found
+        whole = decompose(matrix, task.rank, task.method)
+        if whole is None:
+            return None
+        rotation = whole.cut(rank)
+        return rotation, rotation.dropped_energy(matrix)
 
     def apply(self, task: SvdTask, solution: Solution | None) -> None:
         """Apply, and moments: the only place where an update changes the model and the optimizer."""

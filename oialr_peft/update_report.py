@@ -12,10 +12,11 @@ class UpdateReport:
     """What one update did, in plain numbers; `print` shows it as one line.
 
     `ranks` is the rank of every layer after the update, `full_ranks` its min(out, in); `changed` maps the layers whose
-    rank fell to [before, after]; `dropped` is, per cut layer, the share of the squared Frobenius norm of its weight
-    that went with the cut. `trainable_parameters` counts those of the OIALR layers alone, `stored_parameters` what
-    `save_compressed` would keep of them, `dense_parameters` what they hold when dense. `compressed_bytes` is the whole
-    model as `save_compressed` would write it now, `dense_bytes` its dense self.
+    rank fell to [before, after]; `dropped` is, per cut layer, the share of the energy (squared norm) that went with
+    the cut: of its outputs where `activation_aware` chose what stays, else of its weight. `trainable_parameters`
+    counts those of the OIALR layers alone, `stored_parameters` what `save_compressed` would keep of them,
+    `dense_parameters` what they hold when dense. `compressed_bytes` is the whole model as `save_compressed`
+    would write it now, `dense_bytes` its dense self.
     """
 
     step: int

@@ -20,6 +20,7 @@ from .rest import PARTS, PEFT_PREFIX
 
 
 HASH = "tensors_sha256"  # in adapter_config.json: of the weights file that was saved with it
+BEFORE = {"lr_scale": "none", "activation_aware": False}  # as adapters were trained before there were these fields
 _NAMES = "a list of names"
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "target_modules": ((list, str), f"{_NAMES}, or a regex"),
@@ -68,7 +69,8 @@ def read_config(original: Callable[..., Any], path: str, **kwargs: Any) -> Any:
     try:
         _check_types(found)
         found.pop(HASH, None)
-        found.setdefault("lr_scale", "none")  # as it was trained before there was this field
+        for name, value in BEFORE.items():
+            found.setdefault(name, value)
         _take_ranks(found, header)
         found = _without_regexes(found)
         OIALRConfig(**{name: value for name, value in found.items() if name in OIALRConfig.__dataclass_fields__})

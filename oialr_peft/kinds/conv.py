@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..compat.torch_ import convolve_with, padded, plain_autograd_only
-from ..linalg import Factors, rebuild
+from ..linalg import Activations, Factors, rebuild
 from .kind import Kind
 from .product import choose_order
 
@@ -49,11 +49,24 @@ class Conv(Kind):
         if choose_order(positions, cols, min(sigma.shape[-2:]), rows) == "rebuild":
             weight = rebuild(*factors.bases_to(x.dtype))
             return convolve_with(base, x, weight.reshape(kernel_shape(base)), bias)
+        batch, maps = self._over(base, x)
+        y = _factored(maps, batch, factors, bias)
+        return y if batch.dim() == x.dim() else y.squeeze(0)
+
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations:
+        """What the kernel of the first convolution gives: inputs of the core, or its outputs where it is the core."""
+        batch, maps = self._over(base, x)
+        left, core, right = factors
+        first = core.reshape(self.matrix_shape(base)) if left is None and right is None else right
+        h = maps.over_window(batch, (core if first is None else first).to(x.dtype))
+        h = h.to(torch.promote_types(h.dtype, torch.float32))
+        return Activations(maps.outer(h, h), "left" if right is None else "right", inputs=right is not None)
+
+    def _over(self, base: Any, x: torch.Tensor) -> tuple[torch.Tensor, ConvMaps]:
+        """x as a padded batch, and the layer as maps of it."""
         x, padding = padded(base, x)
         maps = ConvMaps(self, base.kernel_size, base.stride, padding, base.dilation, base.groups)
-        batch = x if x.dim() == 2 + len(base.kernel_size) else x.unsqueeze(0)
-        y = _factored(maps, batch, factors, bias)
-        return y if batch is x else y.squeeze(0)
+        return (x if x.dim() == 2 + len(base.kernel_size) else x.unsqueeze(0)), maps
 
     def pair(self, base: Any, rank: int) -> tuple[nn.Module, nn.Module]:
         make: Any = self.plain  # not the layer's own class: one that inherits the forward may take other arguments

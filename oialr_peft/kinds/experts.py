@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
@@ -9,10 +10,10 @@ from torch import nn
 
 from ..compat.torch_ import set_parameter
 from ..compat.transformers_ import apply_gate, fused_names, mark_whole
-from ..linalg import Factors
+from ..linalg import Activations, Factors
 from .apart import TakenApart
 from .kind import Kind
-from .product import linear
+from .product import linear, linear_seen
 
 
 class ExpertsLinear(nn.Module):
@@ -49,8 +50,18 @@ class ExpertsConv1D(nn.Module):
 
 def by_expert(x: torch.Tensor, factors: Factors, counts: list[int]) -> torch.Tensor:
     """Each expert's rows of x through its own factors, in the cheapest order for so many rows."""
-    parts = ((None,) * len(counts) if part is None else part.unbind() for part in factors)
-    return torch.cat([linear(rows, *own) for rows, *own in zip(x.split(counts), *parts, strict=True)])
+    return torch.cat([linear(rows, *own) for rows, own in _of_each(x, factors, counts)])
+
+
+def _of_each(x: torch.Tensor, factors: Factors, counts: list[int]) -> Iterator[tuple[torch.Tensor, Factors]]:
+    """The rows and the factors of each expert."""
+    parts: Any = ((None,) * len(counts) if part is None else part.unbind() for part in factors)
+    return ((rows, Factors(*own)) for rows, *own in zip(x.split(counts), *parts, strict=True))
+
+
+def _seen_by_each(x: torch.Tensor, factors: Factors, counts: list[int]) -> Activations:
+    each = [linear_seen(rows, own) for rows, own in _of_each(x, factors, counts)]
+    return each[0]._replace(moment=torch.stack([seen.moment for seen in each]))
 
 
 class PerExpert(Kind):
@@ -64,6 +75,9 @@ class PerExpert(Kind):
 
     def multiply(self, base: Any, x: torch.Tensor, factors: Factors, bias: None, *args: Any) -> torch.Tensor:
         return by_expert(x, factors, *args)
+
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations:
+        return _seen_by_each(x, factors, *args)
 
     def pair(self, base: Any, rank: int) -> tuple[nn.Module, nn.Module]:
         experts, inputs, outputs = base.weight.shape[0], base.in_features, base.out_features
@@ -85,6 +99,9 @@ class PerExpertTransposed(PerExpert):
 
     def multiply(self, base: Any, x: torch.Tensor, factors: Factors, bias: None, *args: Any) -> torch.Tensor:
         return by_expert(x, factors.transposed(), *args)
+
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations:
+        return _seen_by_each(x, factors.transposed(), *args).flipped
 
     def pair_weights(self, base: Any, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return left.mT, right.mT

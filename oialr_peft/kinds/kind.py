@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..linalg import Factors
+from ..linalg import Activations, Factors
 
 
 class Kind(ABC):
@@ -44,6 +44,11 @@ class Kind(ABC):
         The core has the dtype of x, the bases may have another. A core without bases has the shape of the stored
         weight. `args`: what else the layer was called with.
         """
+
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations | None:
+        """What goes through the core when the layer is called with x, on the side that is cheaper to hold; None where
+        this kind does not tell. Arguments as of `multiply`."""
+        return None
 
     @abstractmethod
     def pair(self, base: Any, rank: int) -> tuple[nn.Module, nn.Module]:

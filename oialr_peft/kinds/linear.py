@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..linalg import Factors
+from ..linalg import Activations, Factors
 from .kind import Kind
-from .product import linear
+from .product import linear, linear_seen
 from .quantised import is_quantised
 
 
@@ -29,6 +29,9 @@ class Linear(Kind):
         self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None, *args: Any
     ) -> torch.Tensor:
         return linear(x, *factors, bias)
+
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations:
+        return linear_seen(x, factors)
 
     def pair(self, base: nn.Linear, rank: int) -> tuple[nn.Module, nn.Module]:
         inputs, outputs = self.features(base)
@@ -54,6 +57,9 @@ class TransposedLinear(Linear):
         self, base: Any, x: torch.Tensor, factors: Factors, bias: torch.Tensor | None, *args: Any
     ) -> torch.Tensor:
         return linear(x, *factors.transposed(), bias)
+
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations:
+        return linear_seen(x, factors.transposed()).flipped
 
     def pair_weights(self, base: Any, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return left.mT, right.mT

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..compat.torch_ import plain_autograd_only
-from ..linalg import Factors, cheapest_order, rebuild
+from ..linalg import Activations, Factors, cheapest_order, rebuild, second_moment
 
 
 def linear(
@@ -36,6 +36,16 @@ def linear(
     if order == "rebuild":
         return F.linear(x, rebuild(u, sigma, vh), bias)
     return F.linear(F.linear(F.linear(x, vh), sigma), u, bias)
+
+
+def linear_seen(x: torch.Tensor, factors: Factors) -> Activations:
+    """What goes into the core of `linear`, or comes out of it where that has fewer coordinates."""
+    *inner, core = (part for part in (factors.right, factors.core) if part is not None)
+    for basis in inner:
+        x = F.linear(x, basis.to(x.dtype))
+    if core.shape[-2] < core.shape[-1]:
+        return Activations(second_moment(F.linear(x, core)), "left", inputs=False)
+    return Activations(second_moment(x), "right", inputs=True)
 
 
 def choose_order(batch: int, n_in: int, rank: int, n_out: int) -> str:

@@ -1,5 +1,6 @@
 """The maths of OIALR: tensors in, tensors out. No torch.nn, no PEFT, no torch.distributed."""
 
+from .activations import Activations, cut_by_activations, second_moment
 from .change import BasisChange, Transport
 from .cost import cheapest_order, forward_multiplications, rebuild
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, stored_size, working_dtype
@@ -10,12 +11,14 @@ from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
 
 __all__ = [
     "HELD",
+    "Activations",
     "BasisChange",
     "Directions",
     "Factors",
     "Rotation",
     "Transport",
     "cheapest_order",
+    "cut_by_activations",
     "decompose",
     "factor_shapes",
     "factored_size",
@@ -29,6 +32,7 @@ __all__ = [
     "rotate",
     "rotate_lowrank",
     "same",
+    "second_moment",
     "spectrum",
     "stability",
     "stored_size",

@@ -33,6 +33,10 @@ class Rotation:
         """Keep the `rank` largest singular values."""
         return Rotation(self.left[..., :rank], self.singular_values[..., :rank], self.right[..., :rank])
 
+    def transposed(self) -> Rotation:
+        """That of the transposed matrix."""
+        return Rotation(self.right, self.singular_values, self.left)
+
     @property
     def rank(self) -> int:
         return self.singular_values.shape[-1]
@@ -99,7 +103,7 @@ def rotate(matrix: torch.Tensor) -> Rotation | None:
     """
     if matrix.shape[-2] < matrix.shape[-1]:  # LAPACK takes a wide matrix up to four times as long as its transpose
         turned = rotate(matrix.mT)
-        return None if turned is None else Rotation(turned.right, turned.singular_values, turned.left)
+        return None if turned is None else turned.transposed()
     work = matrix.detach().to(working_dtype(matrix.dtype))
     if not bool(torch.isfinite(work).all()):
         return None

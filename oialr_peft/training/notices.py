@@ -79,6 +79,18 @@ def large_drop(report: UpdateReport, config: OIALRConfig) -> str | None:
     )
 
 
+def unseen(report: UpdateReport, names: Iterable[str]) -> str | None:
+    """Layers that an update took to a given rank, and through which nothing went before that."""
+    if not (found := [name for name in names if name in report.changed]):
+        return None
+    return (
+        f"The OIALR update at step {report.step} chose by the weights alone what to keep of {len(found)} layers, "
+        f"'{found[0]}' among them, although `activation_aware=True`: they were not called in training in the step "
+        "before it, or `OIALRUpdater.step()` is not called after every optimizer step. If that is fine, set "
+        "`activation_aware=False`."
+    )
+
+
 def _ways(config: OIALRConfig) -> str:
     """What asks for large cuts, and how to ask for less."""
     if config.target_size is not None:

@@ -23,6 +23,7 @@ from .averages import Averages
 from .optimizer_checks import check_optimizer
 from .optimizer_steps import GradientWatch, OptimizerSteps
 from .saved_state import checked_scales, checked_state
+from .seen import SeenActivations
 from .step_scale import StepScale
 
 
@@ -72,6 +73,8 @@ class OIALRUpdater:
             error = found
         self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
+        self._seen = SeenActivations(self.weights, self.config)
+        self._look_ahead()
         self._warn_once("no effect", notices.without_effect(self.config))
         if total_steps is not None and not self.config.residual:
             self._warn_once("too short", notices.too_short(self.policies.schedule, list(self.weights), total_steps))
@@ -139,14 +142,29 @@ class OIALRUpdater:
         number = max((number for number in numbers if number is not None), default=None)
         self.steps += taken
         self._averages.warn_of_others(update=number is not None)
-        return None if number is None else self._update(number)
+        report = None if number is None else self._update(number)
+        self._look_ahead()
+        return report
+
+    def _look_ahead(self) -> None:
+        self._seen.watch(self.policies.schedule.update_number(self.steps + 1) is not None)
 
     def _update(self, number: int) -> UpdateReport:
         self.parallel.before_update()
+        awaited = self._seen.awaited
         workers = self.parallel.workers
-        with self.carrier.moving_gradients(self._parameters().values()), self._averages.moving():
+        moving = self.carrier.moving_gradients(self._parameters().values()), self._averages.moving()
+        device = next(iter(self.weights.values())).core.device.type
+        with moving[0], moving[1], torch.autocast(device, enabled=False):  # which a user's loop may have left on
             report = update_bases(
-                self.weights, self.config, self.policies, self.carrier, workers, step=self.steps, update_number=number
+                self.weights,
+                self.config,
+                self.policies,
+                self.carrier,
+                workers,
+                self._seen.found,
+                step=self.steps,
+                update_number=number,
             )
         size = self._size.with_ranks(self.weights)
         report = replace(report, compressed_bytes=size.compressed.bytes, dense_bytes=size.dense.bytes)
@@ -156,6 +174,7 @@ class OIALRUpdater:
         if self.check:
             workers.require_equal(self._digests())
         self._warn_once("large drop", notices.large_drop(report, self.config))
+        self._warn_once("unseen", notices.unseen(report, [name for name in awaited if name not in self._seen.found]))
         return report
 
     def _new_steps(self) -> int:
@@ -228,3 +247,4 @@ class OIALRUpdater:
             if name in ranks and is_sharded(weight.core):  # elsewhere shapes tell the rank
                 weight.sharded_rank = ranks[name]
         self._step_scale.load_state_dict(scales)  # for the ranks of now
+        self._look_ahead()

@@ -36,7 +36,7 @@ from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater
 Record = dict[str, Any]
 
 # What keeps the behaviour of the first recorded version (f88ba7c) in later ones, by the config field that came since.
-AS_RECORDED: dict[str, Any] = {"lr_scale": "none"}
+AS_RECORDED: dict[str, Any] = {"lr_scale": "none", "activation_aware": False}
 SHORT = {"update_interval": 2, "layer_step": 0.4, "sigma_cutoff": 0.3}
 
 

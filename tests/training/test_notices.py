@@ -79,13 +79,21 @@ def test_one_outlier_that_takes_a_layer_along_is_told_once():
 
 
 def test_a_chosen_rank_at_factorisation_is_no_surprise():
-    model, optimizer = adapted(delay=1, r=0.1)
+    model, optimizer = adapted(delay=1, r=0.1, activation_aware=False)
     updater = OIALRUpdater(model, optimizer)
     optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error", OIALRWarning)
         report = updater.step()
     assert max(report.dropped.values()) > 0.1
+
+
+def test_layers_whose_outputs_were_not_seen_are_named():
+    model, optimizer = adapted(delay=1, r=0.1)
+    updater = OIALRUpdater(model, optimizer)
+    optimizer.step()
+    with pytest.warns(OIALRWarning, match="weights alone what to keep of 3 layers, 'first' among them, although"):
+        updater.step()
 
 
 def test_layers_that_rank_multiple_keeps_from_being_cut_are_named():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from oialr_peft import OIALRCallback, OIALRWarning
+from oialr_peft import OIALRCallback, OIALRConfig, OIALRWarning
 from oialr_peft.checkpoint import last_complete_checkpoint
 from tests.training.runs import dataset, losses, snapshot, trainer
 
@@ -70,6 +70,23 @@ def test_resume_of_an_adapter_without_the_rest_and_with_accumulation(tmp_path):
         tmp_path / "b", tmp_path / "b.pt", resume=tmp_path / "checkpoint-6", settings=settings, **arguments
     )
     assert_same(whole, resumed, 6)
+
+
+@pytest.mark.parametrize("settings", [{"delay": 5, "r": 0.5}, {"target_size": 0.7}], ids=["r", "target_size"])
+def test_resume_of_a_run_that_keeps_outputs(settings, tmp_path):
+    """The checkpoints lie right before the step whose activations decide, and in the middle of two updates."""
+    defaults = {name: getattr(OIALRConfig, name) for name in ("sigma_cutoff", "layer_step")}
+    settings = {**defaults, **settings, "update_interval": 3}
+    whole = trainer(str(tmp_path), settings, save_strategy="steps", save_steps=2, max_steps=12)
+    whole.train()
+    plain = trainer(str(tmp_path / "p"), {**settings, "activation_aware": False}, max_steps=12)
+    plain.train()
+    assert losses(plain) != losses(whole)
+    for step in (4, 6):
+        resumed = trainer(str(tmp_path / f"b{step}"), settings, max_steps=12)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        expected, found = snapshot(whole), snapshot(resumed)
+        assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
 RESIDUAL = {"delay": 0, "train_rest": False, "residual": True, "r": 4}

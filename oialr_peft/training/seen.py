@@ -1,0 +1,76 @@
+"""What goes through the layers in the step before an update, by which it chooses what stays of them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..config import OIALRConfig
+from ..kinds import Kind
+from ..linalg import Activations
+from ..tuner.rules import initial_rank
+from ..weights import AdaptedWeight
+
+
+class SeenActivations:
+    """Gathers what goes through the cores of layers in one optimizer step, all its micro-batches together.
+
+    Of the last step only: so nothing of it has to be in a checkpoint, and a resumed run sees the same. On several
+    processes each sees its own batches; those of the process that decomposes a layer count.
+
+    Attributes:
+        found: {layer: what was seen}.
+    """
+
+    def __init__(self, weights: Mapping[str, AdaptedWeight], config: OIALRConfig) -> None:
+        self.weights, self.config = weights, config
+        self.found: dict[str, Activations] = {}
+
+    @property
+    def awaited(self) -> list[str]:
+        """The layers that an update takes to a rank that is given, not found in their singular values."""
+        if not self.config.activation_aware:
+            return []
+        if self.config.target_size is not None:
+            return list(self.weights)
+        dense = {name: weight.full_rank for name, weight in self.weights.items() if not weight.is_factored}
+        return [name for name, full_rank in dense.items() if initial_rank(name, full_rank, self.config) < full_rank]
+
+    def watch(self, due: bool) -> None:
+        """Begin anew: an update is due after the next step, or it is not."""
+        self.found = {}
+        names = set(self.awaited) if due else ()
+        for name, weight in self.weights.items():
+            weight.observer = _Observer(self, name) if name in names else None
+
+    @torch.no_grad()
+    def gather(self, name: str, kind: Kind, base: Any, x: torch.Tensor, args: tuple[Any, ...]) -> None:
+        """Add what goes through the core of a layer that is called with x."""
+        held = self.weights[name].factors
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.detach().to(torch.promote_types(held.core.dtype, torch.float32))
+            seen = kind.seen(base, x, held.bases_to(x.dtype)._replace(core=held.core.to(x.dtype)), *args)
+        before = self.found.get(name)
+        if seen is not None:
+            self.found[name] = seen if before is None else seen._replace(moment=before.moment + seen.moment)
+
+
+class _Observer:
+    """Of one layer; it ends with its updater, and copies of the layer have none."""
+
+    def __init__(self, seen: SeenActivations, name: str) -> None:
+        self._seen, self._name = weakref.ref(seen), name
+
+    @torch.compiler.disable()
+    def __call__(self, kind: Kind, base: Any, x: torch.Tensor, args: tuple[Any, ...]) -> None:
+        if (seen := self._seen()) is not None:
+            seen.gather(self._name, kind, base, x, args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+    def __reduce__(self):
+        return type(None), ()

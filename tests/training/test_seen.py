@@ -1,0 +1,148 @@
+"""`activation_aware`: what a layer is taken to a given rank by is what its outputs were in the step before."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
+from oialr_peft.kinds.experts import ExpertsConv1D, ExpertsLinear
+from oialr_peft.layer import adapted_weights
+from tests.helpers import adapt
+from tests.weights.test_forms import KINDS
+
+
+COUNTS = [7, 0, 13]  # of rows of each expert
+
+
+def experts(make):
+    layer = make(3, 12, 16)
+    nn.init.normal_(layer.weight)
+    return layer, torch.randn(sum(COUNTS), 12)
+
+
+CASES = {
+    **KINDS,
+    "experts": lambda: experts(ExpertsLinear),
+    "transposed experts": lambda: experts(ExpertsConv1D),
+}
+
+
+def colour(x, axis):
+    """Inputs that vary far more in some channels than in others."""
+    scale = torch.logspace(0, -2, x.shape[axis])
+    return x * scale.reshape(-1, *(1 for _ in x.shape[axis + 1 :])) if axis != -1 else x * scale
+
+
+def error(kind, aware, **settings):
+    """How far an update to half of the rank moves the outputs on the batch before it, relative to their size."""
+    torch.manual_seed(0)
+    layer, x = CASES[kind]()
+    x = colour(x, 1 if "conv" in kind else -1)
+    arguments = (COUNTS,) if "experts" in kind else ()
+    if getattr(layer, "bias", None) is not None:
+        nn.init.zeros_(layer.bias)
+    model = adapt(layer, delay=2, r=0.5, sigma_cutoff=0.0, activation_aware=aware, **settings)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    updater = OIALRUpdater(model, optimizer, total_steps=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        for _ in range(2):
+            before = model(x, *arguments)
+            before.square().mean().backward()
+            optimizer.step()
+            report = updater.step()
+    with torch.no_grad():
+        found = float((model(x, *arguments) - before).norm() / before.norm())
+    if aware:
+        assert report.dropped["layer"] ** 0.5 == pytest.approx(found, rel=0.2, abs=1e-3)
+    return found
+
+
+@pytest.mark.parametrize("bases", ["frozen", "longer"])
+@pytest.mark.parametrize("kind", CASES)
+def test_every_kind_keeps_more_of_its_outputs(kind, bases):
+    assert error(kind, True, bases=bases) < 0.95 * error(kind, False, bases=bases)
+
+
+def half_way(**settings):
+    """A model of one layer, one step before the update that halves its rank."""
+    torch.manual_seed(0)
+    model = adapt(nn.Linear(12, 16), delay=2, r=0.5, sigma_cutoff=0.0, **settings)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    updater = OIALRUpdater(model, optimizer)
+    step(model, torch.randn(5, 12), optimizer, updater)
+    return model, optimizer, updater
+
+
+def step(model, x, optimizer, updater, micro_batches=1):
+    for part in x.chunk(micro_batches):
+        model(part).square().mean().backward()
+    optimizer.step()
+    updater.step()
+
+
+def weight_of(model):
+    (weight,) = adapted_weights(model).values()
+    return weight.dense(torch.float64)
+
+
+def test_micro_batches_count_together_and_evaluation_does_not():
+    x = colour(torch.randn(6, 12), -1)
+    model, optimizer, updater = half_way()
+    step(model, x, optimizer, updater)
+    parts, optimizer, updater = half_way()
+    parts.eval()
+    parts(torch.randn(50, 12))
+    parts.train()
+    step(parts, x, optimizer, updater, micro_batches=3)
+    torch.testing.assert_close(weight_of(parts), weight_of(model), rtol=1e-3, atol=1e-5)
+
+
+def test_under_autocast_the_same_is_kept_in_full_precision():
+    x = colour(torch.randn(6, 12), -1)
+    model, optimizer, updater = half_way()
+    step(model, x, optimizer, updater)
+    cast, optimizer, updater = half_way()
+    with torch.autocast("cpu", torch.bfloat16):
+        step(cast, x, optimizer, updater)
+    torch.testing.assert_close(weight_of(cast), weight_of(model), rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_model_is_seen_too():
+    x = colour(torch.randn(6, 12), -1)
+    model, optimizer, updater = half_way()
+    step(model, x, optimizer, updater)
+    torch.manual_seed(0)
+    compiled = adapt(nn.Linear(12, 16), delay=2, r=0.5, sigma_cutoff=0.0)
+    optimizer = torch.optim.SGD([p for p in compiled.parameters() if p.requires_grad], lr=0.0)
+    updater = OIALRUpdater(compiled, optimizer)
+    run = torch.compile(compiled, backend="eager")
+    for batch in (torch.randn(5, 12), x):
+        step(run, batch, optimizer, updater)
+    torch.testing.assert_close(weight_of(compiled), weight_of(model), rtol=1e-3, atol=1e-5)
+
+
+def test_copies_are_not_watched_and_nothing_is_held_afterwards():
+    model, optimizer, updater = half_way()
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(adapted_weights(model)["layer"].observer))]
+    assert adapted_weights(copies[0])["layer"].observer is None
+    assert copies[1] is None
+    assert adapted_weights(model)["layer"].observer is not None
+    step(model, torch.randn(5, 12), optimizer, updater)
+    assert adapted_weights(model)["layer"].observer is None
+
+
+def test_where_values_are_dropped_nobody_looks():
+    torch.manual_seed(0)
+    model = adapt(nn.Linear(12, 16), update_interval=1, sigma_cutoff=0.3)
+    OIALRUpdater(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0))
+    assert adapted_weights(model)["layer"].observer is None
+
+
+def test_it_must_be_a_flag():
+    with pytest.raises(TypeError, match="`activation_aware` must be True or False; got 1"):
+        OIALRConfig(activation_aware=1)
