@@ -1,4 +1,4 @@
-"""The peers: plain W = A B, GaLore, and LoRA that is merged into its weight at intervals, with restarts as ReLoRA's."""
+"""The peers: plain W = A B, GaLore, and LoRA merged into its weight at intervals, with restarts as ReLoRA's."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ METHODS = {
 }
 
 
-def train(method: str, task: Any, settings: Settings, seed: int, points: int = 10) -> dict[str, Any]:
+def train(method: str, task: Any, settings: Settings, seed: int, points: int = 5) -> dict[str, Any]:
     """Train from the seed's weights on the seed's batches; everything a table needs, in plain numbers."""
     torch.manual_seed(seed)
     trained = METHODS[method](task.model(), settings)
@@ -121,7 +121,7 @@ def task_of(name: str, data: Path, size: str, device: str) -> Any:
     return make(data, make.sizes[size], device)
 
 
-def record(*, data: Path, output: Path, points: int = 10, **given: Any) -> None:
+def record(*, data: Path, output: Path, points: int = 5, **given: Any) -> None:
     """Make the run that the options of `main` describe, and write it."""
     torch.set_num_threads(1)
     settings = Settings(*(given[name] for name in ("lr", "rank", "steps", "optimizer")))
@@ -130,7 +130,8 @@ def record(*, data: Path, output: Path, points: int = 10, **given: Any) -> None:
     versions = {"torch": torch.__version__, "oialr_peft": oialr_peft.__version__, "machine": platform.machine()}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({**given, **found, "versions": versions}, indent=1) + "\n")
-    print(*(given[name] for name in ("task", "method", "optimizer", "rank", "lr", "seed")), found["validation"], flush=True)
+    label = [given[name] for name in ("task", "method", "optimizer", "rank", "lr", "seed")]
+    print(*label, found["validation"], flush=True)
 
 
 def main() -> None:
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--rank", type=float, default=0.25)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--points", type=int, default=10, help="of the curve")
+    parser.add_argument("--points", type=int, default=5, help="of the curve")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

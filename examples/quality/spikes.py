@@ -22,7 +22,13 @@ from torch import nn
 
 WINDOW = 20  # steps after an update
 RATES = {"muon": 0.02, "adamw": 0.004}
-CASES = [("muon", "rotate"), ("adamw", "rotate"), ("adamw", "reset")]
+CASES = [  # optimizer, moments, bases
+    ("muon", "rotate", "frozen"),
+    ("muon", "rotate", "longer"),
+    ("adamw", "rotate", "frozen"),
+    ("adamw", "rotate", "longer"),
+    ("adamw", "reset", "longer"),
+]
 
 
 class Run:
@@ -85,14 +91,20 @@ def main() -> None:
     make = TASKS["characters"]
     task, found = make(parsed.data, make.sizes[parsed.size]), []
     delay, every = parsed.steps // 4, parsed.steps // 6
-    for optimizer, moments in CASES:
-        for bases in ("frozen", "longer"):
-            settings = Settings(RATES[optimizer], parsed.rank, parsed.steps, optimizer)
-            fields = {"bases": bases, "moments": moments, "layer_step": 1.0, "delay": delay, "update_interval": every}
-            changes = list(forks(Run(task, settings, 0, **fields), parsed.steps, delay, every))
-            found.append({"optimizer": optimizer, "moments": moments, "bases": bases, "changes": changes})
-            print(optimizer, moments, bases, [max(map(abs, some)) for some in changes], flush=True)
-    facts = {"steps": parsed.steps, "delay": delay, "every": every, "rank": parsed.rank, "cases": found}
+    for optimizer, moments, bases in CASES:
+        settings = Settings(RATES[optimizer], parsed.rank, parsed.steps, optimizer)
+        fields = {"bases": bases, "moments": moments, "layer_step": 1.0, "delay": delay, "update_interval": every}
+        changes = list(forks(Run(task, settings, 0, **fields), parsed.steps, delay, every))
+        found.append({"optimizer": optimizer, "moments": moments, "bases": bases, "changes": changes})
+        print(optimizer, moments, bases, [max(map(abs, some)) for some in changes], flush=True)
+    facts = {
+        "steps": parsed.steps,
+        "window": WINDOW,
+        "delay": delay,
+        "every": every,
+        "rank": parsed.rank,
+        "cases": found,
+    }
     parsed.output.write_text(json.dumps(facts, indent=1) + "\n")
 
 

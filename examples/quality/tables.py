@@ -79,12 +79,14 @@ def table_of(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
     }
 
 
-def one_rate(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
-    """The grid of rates at every rank, and whether one serves all."""
+def one_rate(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any] | None:
+    """The grid of rates at every rank, and how many steps of it the best ones are apart; None with one rank."""
     found = {"dense": row_of(results, "dense", optimizer, 1.0)}
     for rank in RANKS:
         if runs_of(results, "oialr_longer", optimizer, rank):
             found[f"{100 * rank:.0f} % of the rank"] = row_of(results, "oialr_longer", optimizer, rank)
+    if len(found) <= 2:
+        return None
     rates = sorted({rate for row in found.values() for rate in row["grid"]})
     best = [rates.index(row["lr"]) for row in found.values()]
     return {"rows": found, "rates": rates, "apart": max(best) - min(best)}
@@ -108,9 +110,7 @@ def task_of(name: str, folder: Path) -> dict[str, Any]:
         "title": TASKS[name],
         "trivial": json.loads((folder / name / "trivial.json").read_text()),
         "tables": {optimizer: table_of(results, optimizer) for optimizer in used},
-        "one_rate": {
-            OPTIMIZERS[optimizer]: found for optimizer in used if len((found := one_rate(results, optimizer))["rows"]) > 2
-        },
+        "one_rate": {OPTIMIZERS[optimizer]: found for optimizer in used if (found := one_rate(results, optimizer))},
         "full_rank_gaps": full_rank_gaps(results, "muon"),
         "versions": results[0]["versions"],
     }
@@ -131,14 +131,22 @@ def time_to_quality(folder: Path) -> list[dict[str, Any]]:
 
 
 def spikes_of(folder: Path) -> dict[str, Any]:
-    """The largest and the mean change of the loss after an update, per case."""
+    """The changes of the loss after an update, per case: the largest, their mean size, their mean."""
     found = json.loads((folder / "spikes.json").read_text())
     for case in found["cases"]:
-        case["largest"] = max(abs(change) for changes in case["changes"] for change in changes)
-        case["mean"] = mean(abs(change) for changes in case["changes"] for change in changes)
-        case["drift"] = mean(change for changes in case["changes"] for change in changes)
+        changes = [change for some in case["changes"] for change in some]
+        sizes = [abs(change) for change in changes]
+        case |= {"largest": max(sizes), "size": mean(sizes), "mean": mean(changes)}
         case["optimizer"] = OPTIMIZERS[case["optimizer"]]
     return found
+
+
+def step_time(folder: Path) -> dict[str, Any]:
+    """The ratios of step_time.py."""
+    found = json.loads((folder / "step_time.json").read_text())
+    ratios = {OPTIMIZERS[name]: each["ratio"] for name, each in found["optimizers"].items()}
+    rounds = len(found["optimizers"]["muon"]["rounds"])
+    return {"rank": found["rank"], "ratios": ratios, "rounds": rounds}
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -149,8 +157,8 @@ def facts(folder: Path) -> dict[str, Any]:
         "rank": RANK,
         "spikes": spikes_of(folder),
         "wide": time_to_quality(folder),
-        "step_time": json.loads((folder / "step_time.json").read_text()),
-        "versions": next(iter(tasks.values()))["versions"],
+        "step_time": step_time(folder),
+        "versions": tasks["characters"]["versions"],
     }
 
 

@@ -19,6 +19,9 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 
+NARROW = Size(layers=2, width=96, heads=4, context=64, batch=16)
+
+
 class Characters:
     """Nats per character on the last 5 % of the text; `data` is the folder of tinyshakespeare/, or a text itself."""
 
@@ -27,7 +30,7 @@ class Characters:
     def __init__(
         self,
         data: Path,
-        size: Size = Size(2, 96, 4, 64, 16),
+        size: Size = NARROW,
         device: str = "cpu",
         make: Callable[[Size, int], nn.Module] = GPT,
     ) -> None:
@@ -69,7 +72,7 @@ class PictureSize:
 
 PICTURE_SIZES = {
     "tiny": PictureSize(layers=2, width=32, heads=2, batch=8, pictures=(40, 20, 20)),  # for tests
-    "small": PictureSize(layers=3, width=128, heads=4, pictures=(20_000, 2_000, 8_000)),  # a minute on one core
+    "small": PictureSize(layers=3, width=128, heads=4, pictures=(20_000, 2_000, 8_000)),
 }
 
 
@@ -116,10 +119,10 @@ class Pictures:
 
     def trivial(self) -> dict[str, float]:
         """The loss of a guess, and the accuracy of a least-squares map from pixels to classes, on the test set."""
-        pixels, labels = (t.double() for t in (self.train[0].flatten(1), F.one_hot(self.train[1], 10)))
-        square = pixels.mT @ pixels + len(pixels) * torch.eye(pixels.shape[1], dtype=torch.double)
+        pixels, labels = self.train[0].flatten(1), F.one_hot(self.train[1], 10).float()
+        square = pixels.mT @ pixels + len(pixels) * torch.eye(pixels.shape[1], device=pixels.device)
         pictures, classes = self.held_out["test"]
-        scores = pictures.flatten(1).double() @ torch.linalg.solve(square, pixels.mT @ labels)
+        scores = pictures.flatten(1) @ torch.linalg.solve(square, pixels.mT @ labels)
         return {"loss": math.log(10), "accuracy": _accuracy(scores, classes)}
 
 

@@ -89,10 +89,10 @@ def test_muon_does_not_notice_an_update_and_adamw_without_its_moments_does(data,
     for case in json.loads(output.read_text())["cases"]:
         largest = max(abs(change) for some in case["changes"] for change in some)
         changes[case["optimizer"], case["moments"], case["bases"]] = largest
-    assert len(changes) == 6
+    assert len(changes) == 5
     assert changes["muon", "rotate", "frozen"] < 1e-4
     assert changes["muon", "rotate", "longer"] < 1e-4
-    assert changes["adamw", "rotate", "frozen"] < changes["adamw", "reset", "frozen"]
+    assert changes["adamw", "rotate", "longer"] < changes["adamw", "reset", "longer"]
 
 
 def test_steps_are_timed_in_alternation(data, tmp_path):
