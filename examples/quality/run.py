@@ -27,6 +27,7 @@ import oialr_peft
 METHODS = {
     "dense": dense,
     "oialr_longer": partial(oialr, bases="longer", delay=0.3, update_interval=0.05),
+    "oialr_longer_early": partial(oialr, bases="longer", delay=0.1, update_interval=0.05),
     "oialr_longer_then_sigma": partial(oialr, bases="longer", freeze_bases=0.65, delay=0.3, update_interval=0.05),
     "oialr_sigma": partial(oialr, bases="frozen", delay=0.3, update_interval=0.05),
     "low_rank": low_rank,

@@ -29,7 +29,7 @@ def main() -> None:
     task, found = make(parsed.data, make.sizes[parsed.size]), {}
     for optimizer, rate in (("muon", 0.02), ("adamw", 0.004)):
         settings = Settings(rate, parsed.rank, parsed.rounds + 2, optimizer)
-        kinds = (dense, partial(oialr, bases="longer"))  # without a delay: factors from the start
+        kinds = (dense, partial(oialr, bases="longer", update_interval=1000))  # factors from the start, no update
         both = zip(*(steps(kind(task.model(), settings), task, settings, 0) for kind in kinds), strict=True)
         rounds = [(slow, fast) for (_, _, slow), (_, _, fast) in list(both)[2:]]
         found[optimizer] = {"rounds": rounds, "ratio": median(fast / slow for slow, fast in rounds)}

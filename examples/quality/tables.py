@@ -16,7 +16,8 @@ HERE = Path(__file__).parent
 NAMES = {
     "dense": "dense",
     "oialr_longer": 'OIALR, `bases="longer"`, `delay=0.3`',
-    "oialr_longer_then_sigma": "the same, `freeze_bases=0.65`: sigma alone after",
+    "oialr_longer_early": 'OIALR, `bases="longer"`, `delay=0.1`',
+    "oialr_longer_then_sigma": 'OIALR, `bases="longer"`, `delay=0.3`, `freeze_bases=0.65`: sigma alone after',
     "oialr_sigma": 'OIALR, `bases="frozen"`, `delay=0.3`',
     "low_rank": "plain W = A B from step 0",
     "low_rank_frobenius": "the same, Frobenius decay",
@@ -116,6 +117,34 @@ def task_of(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def verdict(tasks: dict[str, Any]) -> list[str]:
+    """How much of the gap between plain W = A B and dense training OIALR closes, per task and optimizer."""
+    lines = []
+    for name, table in [(name, table) for name, task in tasks.items() for table in task["tables"].values()]:
+        dense, longer, both = (table["by_method"][m] for m in ("dense", "oialr_longer", "low_rank"))
+        closed = 1 - longer["gap"] / both["gap"]
+        seeds = f"{both['seeds']} seeds" if both["seeds"] > 1 else "one seed"
+        line = (
+            f"{name}, {table['optimizer']}: dense {dense['validation']:.4f}, `bases=\"longer\"` {longer['gap']:+.4f}, plain "
+            f"W = A B {both['gap']:+.4f} ({seeds}): {100 * closed:.0f} % of the gap closed (half was the aim), with "
+            f"{longer['trained'] / both['trained']:.0%} of the values of A B trained in the second half."
+        )
+        if dense["accuracy"] is not None:
+            points = longer["accuracy"] - dense["accuracy"]
+            line += f" Test accuracy {points:+.1f} points of dense (aim: -0.5)."
+        lines.append(line)
+    return lines
+
+
+def best_rates(tasks: dict[str, Any]) -> list[str]:
+    """The rate that validation chose for every method, per task and optimizer."""
+    lines = []
+    for name, table in [(name, table) for name, task in tasks.items() for table in task["tables"].values()]:
+        found = ", ".join(f"{row['method'].replace('_', ' ')} {row['lr']:g}" for row in table["rows"])
+        lines.append(f"{name}, {table['optimizer']}: {found}")
+    return lines
+
+
 def time_to_quality(folder: Path) -> list[dict[str, Any]]:
     """The runs of the wide model: seconds to the final validation loss of the dense one of the same optimizer."""
     runs = [json.loads(path.read_text()) for path in sorted((folder / "wide").glob("*.json"))]
@@ -155,6 +184,8 @@ def facts(folder: Path) -> dict[str, Any]:
     return {
         "tasks": tasks,
         "rank": RANK,
+        "verdict": verdict(tasks),
+        "rates": best_rates(tasks),
         "spikes": spikes_of(folder),
         "wide": time_to_quality(folder),
         "step_time": step_time(folder),
