@@ -70,7 +70,7 @@ class OIALRConfig(PeftConfig):
         sigma_cutoff: drop singular values below this share (β) of what `rank_rule` says, in [0, 1), default 0.1. Raise
             it to end smaller; 0 never cuts.
         activation_aware: what stays of a layer that is taken to a given rank, by `r` after `delay` or `target_size`:
-            the directions in which its outputs vary most on the last step's batch, so that they change least
+            what matters most on the last step's batch, by the energy of activations times that of their gradients
             (default), or with `False` the largest singular values of the weight, the paper's way. Factorisation at
             injection (`delay=0`) has seen no data, and `sigma_cutoff` drops singular values: both are plain.
         layer_step: share of layers that joins at each update, last layers first (α), in (0, 1], default 0.1.
@@ -112,7 +112,7 @@ class OIALRConfig(PeftConfig):
         metadata=_help("What sigma_cutoff is a share of; optimal: by noise."),
     )
     sigma_cutoff: float = field(default=0.1, metadata=_help("Drop singular values below this share."))
-    activation_aware: bool = field(default=True, metadata=_help("Cuts keep a layer's outputs, not its weight."))
+    activation_aware: bool = field(default=True, metadata=_help("A given rank keeps what matters on data."))
     layer_step: float = field(default=0.1, metadata=_help("Share of layers that joins per update, last first."))
     max_cut: float = field(default=0.5, metadata=_help("Largest share of a rank that goes per update."))
     min_rank: float = field(default=0.01, metadata=_help("Floor of the rank as a share of min(out, in)."))

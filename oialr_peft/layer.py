@@ -143,6 +143,8 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
         weights = self._together(names)
         if weights[0].base is None:
             y = self._product(x, weights[0], cast(torch.Tensor | None, self.get_base_layer().bias), *args)
+            if self.training and weights[0].observer is not None:
+                weights[0].observer(self.kind, self.get_base_layer(), x, y, args)
             return y if torch.is_autocast_enabled(x.device.type) and y.dtype != torch.float64 else y.to(x.dtype)
         y = self.base_layer(x, *args, **kwargs)
         for weight in weights:
@@ -153,8 +155,6 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
         """The product with core and bases, in the core's dtype or autocast's."""
         weight.check_filled()
         factors, base, dtype = weight.factors, self.get_base_layer(), weight.core.dtype
-        if self.training and weight.observer is not None:
-            weight.observer(self.kind, base, x, args)
         if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             if not weight.is_factored:  # by autocast itself, which keeps one cast weight for several calls
                 return self.kind.multiply(base, x, factors, bias, *args)

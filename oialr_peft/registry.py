@@ -9,6 +9,7 @@ from typing import Any
 
 from peft.utils import register_peft_method
 
+from .compat.late import once_imported
 from .compat.patch import patch
 from .compat.peft_ import method_member
 
@@ -52,6 +53,16 @@ def _read_compressed_checkpoints() -> None:
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = CompressedConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = CompressedQuantizer
     install_guard()
+    once_imported("diffusers.quantizers.auto", _read_compressed_diffusers)
+
+
+def _read_compressed_diffusers(tables: Any) -> None:
+    """The same in diffusers, whose way to swap layers is a copy of transformers'."""
+    from .export.diffusers_quantizer import CompressedDiffusersQuantizer, DiffusersRecord
+    from .export.guard import METHOD
+
+    tables.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = DiffusersRecord
+    tables.AUTO_QUANTIZER_MAPPING[METHOD] = CompressedDiffusersQuantizer
 
 
 def _put_lora_on_compressed_layers() -> None:

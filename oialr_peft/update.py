@@ -24,12 +24,12 @@ import torch
 
 from .config import OIALRConfig
 from .errors import OIALRWarning
-from .linalg import Activations, Rotation, cut_by_activations, decompose, spectrum
+from .linalg import Rotation, Seen, cut_by_activations, decompose, spectrum
 from .memory import release_memory
 from .moments import MomentCarrier
 from .policy import Policies
 from .tuner.rules import initial_rank
-from .update_report import UpdateReport
+from .update_report import UpdateReport, sampled
 from .weights import FACTORED, AdaptedWeight
 from .workers.exchange import Exchange, Solution
 from .workers.group import Workers
@@ -43,7 +43,7 @@ def update_bases(
     policies: Policies,
     carrier: MomentCarrier,
     workers: Workers,
-    seen: Mapping[str, Activations],
+    seen: Mapping[str, Seen],
     *,
     step: int,
     update_number: int,
@@ -78,6 +78,7 @@ def update_bases(
         full_ranks={name: weight.full_rank for name, weight in weights.items()},
         changed={name: update.changed[name] for name in weights if name in update.changed},
         dropped={name: update.dropped[name] for name in weights if name in update.dropped},
+        spectra={name: update.kept[name] for name in weights if name in update.kept},
         skipped=[name for name in weights if name in update.skipped],
         trainable_parameters=sum(weight.trainable_size for weight in weights.values()),
         stored_parameters=sum(weight.stored_size for weight in weights.values()),
@@ -94,7 +95,7 @@ class _Update:
         config: OIALRConfig,
         policies: Policies,
         carrier: MomentCarrier,
-        seen: Mapping[str, Activations],
+        seen: Mapping[str, Seen],
         step: int,
     ) -> None:
         self.weights, self.seen = weights, seen
@@ -109,6 +110,7 @@ class _Update:
         self.factorised = False
         self.changed: dict[str, list[int]] = {}
         self.dropped: dict[str, float] = {}
+        self.kept: dict[str, list[float]] = {}
         self.skipped: list[str] = []
 
     def _squared_gradients(self) -> dict[str, torch.Tensor]:
@@ -187,6 +189,7 @@ class _Update:
         weight, before = self.weights[task.name], self.weights[task.name].rank
         left, values, right = solution.tensors
         rotation = Rotation(left, values, right.mT if task.travels_as_factors else right)
+        self.kept[task.name] = sampled(values)
         form, change = weight.form, rotation.change(weight.full_factors, self.bases[task.name])
         weight.apply(change)
         self.carrier.transport(weight.core, change.transport, was_dense=task.dense)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+import torch
+
 from .units import short
+
+
+_POINTS = 17  # of a spectrum: enough to draw it, few enough for a line per update
 
 
 @dataclass(frozen=True)
@@ -13,10 +18,11 @@ class UpdateReport:
 
     `ranks` is the rank of every layer after the update, `full_ranks` its min(out, in); `changed` maps the layers whose
     rank fell to [before, after]; `dropped` is, per cut layer, the share of the energy (squared norm) that went with
-    the cut: of its outputs where `activation_aware` chose what stays, else of its weight. `trainable_parameters`
-    counts those of the OIALR layers alone, `stored_parameters` what `save_compressed` would keep of them,
-    `dense_parameters` what they hold when dense. `compressed_bytes` is the whole model as `save_compressed`
-    would write it now, `dense_bytes` its dense self.
+    the cut: of its outputs as the loss feels them where `activation_aware` chose what stays, else of its weight.
+    `spectra` is, per layer that was decomposed, its singular values after the update at evenly spaced places, the
+    largest first and the smallest last. `trainable_parameters` counts those of the OIALR layers alone,
+    `stored_parameters` what `save_compressed` would keep of them, `dense_parameters` what they hold when dense.
+    `compressed_bytes` is the whole model as `save_compressed` would write it now, `dense_bytes` its dense self.
     """
 
     step: int
@@ -27,6 +33,7 @@ class UpdateReport:
     full_ranks: dict[str, int] = field(default_factory=dict)
     changed: dict[str, list[int]] = field(default_factory=dict)
     dropped: dict[str, float] = field(default_factory=dict)
+    spectra: dict[str, list[float]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     trainable_parameters: int = 0
     stored_parameters: int = 0
@@ -47,11 +54,22 @@ class UpdateReport:
             "oialr/max_rank": max(ranks),
             "oialr/layers_cut": len(self.changed),
             "oialr/max_dropped_energy": max(self.dropped.values(), default=0.0),
+            **self._spectrum(),
             "oialr/trainable_parameters": self.trainable_parameters,
             "oialr/stored_parameters": self.stored_parameters,
             "oialr/compressed_bytes": self.compressed_bytes,
             "oialr/compressed_share": self.compressed_bytes / max(1, self.dense_bytes),
             "oialr/update_seconds": self.seconds,
+        }
+
+    def _spectrum(self) -> dict[str, float]:
+        """The singular value in the middle and the last one, as shares of the largest, means of the layers."""
+        places = {"median": lambda values: values[len(values) // 2], "last": lambda values: values[-1]}
+        found = [values for values in self.spectra.values() if values[0]]
+        return {
+            f"oialr/spectrum_{name}": sum(place(values) / values[0] for values in found) / len(found)
+            for name, place in places.items()
+            if found
         }
 
     def __str__(self) -> str:
@@ -69,6 +87,13 @@ class UpdateReport:
             share = f"{logs['oialr/compressed_share']:.0%} of dense"
             words.append(f"the whole model compressed is {short(self.compressed_bytes)}, {share}")
         return f"OIALR update {self.update_number} at step {self.step}: {', '.join(words)} ({self.seconds:.2g} s)"
+
+
+def sampled(values: torch.Tensor) -> list[float]:
+    """Singular values (..., rank) at 17 evenly spaced places or fewer, to five digits; of several groups the mean."""
+    mean = values.detach().float().reshape(-1, values.shape[-1]).mean(0)
+    places = torch.linspace(0, len(mean) - 1, min(len(mean), _POINTS)).round().long()
+    return [float(f"{value:.5g}") for value in mean[places.to(mean.device)].tolist()]
 
 
 def _mean(ranks: dict[str, int]) -> float:

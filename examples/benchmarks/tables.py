@@ -1,4 +1,4 @@
-"""Writes README.md beside this file, and the table in the project's README, from the results files.
+"""Writes README.md beside this file, and the table in docs/speed.md, from the results files.
 
 python examples/benchmarks/tables.py
 """
@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 FOLDER = Path(__file__).parent
-PROJECT = FOLDER.parents[1] / "README.md"
+PAGE = FOLDER.parents[1] / "docs" / "speed.md"
 MARKED = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
 
 
@@ -20,11 +20,11 @@ def main() -> None:
     """Renders the two templates."""
     results = {path.stem: json.loads(path.read_text()) for path in (FOLDER / "results").glob("*.json")}
     (FOLDER / "README.md").write_text(render("README.md.jinja", results))
-    project = PROJECT.read_text()
-    if not MARKED.search(project):
-        raise ValueError(f"{PROJECT.name}: no place between <!-- benchmarks --> and <!-- /benchmarks -->; add it.")
+    page = PAGE.read_text()
+    if not MARKED.search(page):
+        raise ValueError(f"{PAGE.name}: no place between <!-- benchmarks --> and <!-- /benchmarks -->; add it.")
     table = render("summary.md.jinja", results)
-    PROJECT.write_text(MARKED.sub(lambda match: match[1] + table + match[2], project))
+    PAGE.write_text(MARKED.sub(lambda match: match[1] + table + match[2], page))
 
 
 def render(template: str, results: dict[str, Any]) -> str:

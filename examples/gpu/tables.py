@@ -1,4 +1,4 @@
-"""Writes README.md beside this file, and the GPU's table in the project's README, from the results files.
+"""Writes README.md beside this file, and the GPU's table in docs/speed.md, from the results files.
 
 python tables.py
 
@@ -18,7 +18,7 @@ from jobs import JOBS
 
 
 HERE = Path(__file__).resolve().parent
-PROJECT = HERE.parents[1] / "README.md"
+PAGE = HERE.parents[1] / "docs" / "speed.md"
 MARKED = re.compile(r"(<!-- gpu -->\n).*?(<!-- /gpu -->)", re.DOTALL)
 NO_GPU = "no GPU"
 
@@ -163,11 +163,11 @@ def main() -> None:
     """Renders both."""
     results, reasons = read(HERE / "results")
     (HERE / "README.md").write_text(render("README.md.jinja", results, reasons))
-    project = PROJECT.read_text()
-    if not MARKED.search(project):
-        raise ValueError(f"{PROJECT.name}: no place between <!-- gpu --> and <!-- /gpu -->; add it.")
+    page = PAGE.read_text()
+    if not MARKED.search(page):
+        raise ValueError(f"{PAGE.name}: no place between <!-- gpu --> and <!-- /gpu -->; add it.")
     table = render("summary.md.jinja", results, reasons)
-    PROJECT.write_text(MARKED.sub(lambda match: match[1] + table + match[2], project))
+    PAGE.write_text(MARKED.sub(lambda match: match[1] + table + match[2], page))
 
 
 def read(folder: Path) -> tuple[dict[str, Result], dict[str, str]]:

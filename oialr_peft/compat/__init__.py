@@ -15,4 +15,7 @@ it can go. Functions that are replaced for the whole process, by `patch.patch`:
                                                      layers for it
     PretrainedConfig.from_dict, .to_dict,            plain transformers must not load a compressed model as a dense
     .to_diff_dict (transformers)                     one; once a config can name the package that it needs
+
+`late.once_imported` watches for the import of diffusers.quantizers.auto, whose tables get a line each; it can go once
+diffusers finds methods by an entry point.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -76,3 +77,10 @@ def foreach_extrapolate(tensors: list[torch.Tensor], origins: list[torch.Tensor]
 def writes(tensor: torch.Tensor) -> int:
     """How often the tensor was written in place. Can go once torch counts that publicly."""
     return tensor._version
+
+
+def with_child(module: Any, name: str, child: nn.Module) -> Any:
+    """A shallow copy of a module with another child; the module itself is as it was. torch has no such thing."""
+    copied = copy.copy(module)
+    copied._modules = {**module._modules, name: child}
+    return copied

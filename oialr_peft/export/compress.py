@@ -6,6 +6,7 @@ import copy
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..kinds import TakenApart
@@ -17,11 +18,11 @@ from .quantizer import CompressedQuantizer, shape_like
 from .record import CompressedConfig
 
 
-def compressed(base: PreTrainedModel) -> PreTrainedModel:
-    """A model of two-factor layers with the values of `base` and its active adapter; other tensors are shared.
+def parts(base: Any) -> tuple[dict[str, torch.Tensor], CompressedConfig]:
+    """The tensors of `base` and its active adapter in a model of two-factor layers, and the record of these layers.
 
     Every layer of the active adapter becomes two factors (sigma folded into the smaller one, multiplied in float32 and
-    cast once to the base weight's dtype), or dense where two factors would hold as much.
+    cast once to the base weight's dtype), or dense where two factors would hold as much; other tensors are shared.
     """
     tensors, weights, wrapped = plain_tensors(base), adapted_weights(base), oialr_layers(base)
     for name, weight in weights.items():
@@ -32,7 +33,12 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
     if is_compressed(earlier):
         layers = {**earlier.layers, **layers}  # the adapter factored the factors of a compressed model
         attention = sorted({*earlier.attention, *attention})
-    config = CompressedConfig(layers, attention)
+    return tensors, CompressedConfig(layers, attention)
+
+
+def compressed(base: PreTrainedModel) -> PreTrainedModel:
+    """The model of two-factor layers that `parts` describes."""
+    tensors, config = parts(base)
     model = _empty_like(base)
     if _untied_pair(model, tensors):
         model = _empty_like(base, tied=False)
@@ -44,16 +50,34 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
     shape_like(model, config)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
+    refuse_broken(model, tensors)
+    model.config.quantization_config = config
+    model.hf_quantizer = cast(Any, CompressedQuantizer(config))
+    return model
+
+
+def check_adapter(base: nn.Module) -> None:
+    """Refuse a model that has no adapter, or one that makes nothing smaller."""
+    weights = adapted_weights(base)
+    if not weights:
+        raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress.")
+    if any(weight.base is not None for weight in weights.values()):
+        raise ValueError(
+            "save_compressed writes weights as two small factors, and a residual adapter leaves them whole: nothing "
+            "would be smaller. Save the adapter with `save_pretrained`, or the model with `merge_and_unload()`; for a "
+            "smaller one train with OIALRConfig(residual=False), on the merged model if need be."
+        )
+
+
+def refuse_broken(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse a model with NaN among its tensors, or without values for one."""
     if broken := [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.isnan().any()]:
         raise ValueError(
             f"'{broken[0]}' holds NaN ({len(broken)} tensors do), so the model is not written. Go back to a "
             "checkpoint from before the training diverged."
         )
     if absent := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
-        raise RuntimeError(f"{type(base).__name__}: no values were found for '{absent[0]}' ({len(absent)} tensors).")
-    model.config.quantization_config = config
-    model.hf_quantizer = cast(Any, CompressedQuantizer(config))
-    return model
+        raise RuntimeError(f"{type(model).__name__}: no values were found for '{absent[0]}' ({len(absent)} tensors).")
 
 
 def _write(tensors: dict[str, torch.Tensor], name: str, weight: AdaptedWeight, layer: OIALRLayer) -> None:

@@ -43,7 +43,7 @@ class CompressedQuantizer(HfQuantizer):
         entries = read_headers(files)
         shape_like(model, self.quantization_config)
         check_entries(entries, model.state_dict(), _tensors(model))
-        _refuse_unclaimed(model, entries)
+        refuse_unclaimed(model, entries)
         check_hashes(files, self.quantization_config.files)
         return model
 
@@ -52,8 +52,8 @@ class CompressedQuantizer(HfQuantizer):
         if not hasattr(HfQuantizer, "update_missing_keys"):
             # What is still on the meta device is offloaded to disk; transformers puts what was missing elsewhere.
             tensors = {name: tensor for name, tensor in _needed(model).items() if not tensor.is_meta}
-            _refuse_missing([name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")])
-        _refuse_nan(model)
+            refuse_missing([name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")])
+        refuse_nan(model)
         model.is_quantized = False  # type: ignore[assignment]  # it trains, casts and takes adapters like any other
         return model
 
@@ -61,22 +61,16 @@ class CompressedQuantizer(HfQuantizer):
         """transformers 4 asks here; later ones leave marks."""
         needed, tied = _needed(model), getattr(model.config, "tie_word_embeddings", True)
         shared: Any = model._tied_weights_keys if tied else ()  # patterns; such a tensor is in the file once
-        _refuse_missing([k for k in missing_keys if k in needed and not any(re.search(s, k) for s in shared or ())])
+        refuse_missing([k for k in missing_keys if k in needed and not any(re.search(s, k) for s in shared or ())])
         return missing_keys
 
     def update_unexpected_keys(self, model: nn.Module, unexpected_keys: list[str]) -> list[str]:
         """transformers 4 asks here; later ones tell the files before anything is loaded."""
-        _refuse_unclaimed(model, unexpected_keys)
+        refuse_unclaimed(model, unexpected_keys)
         return unexpected_keys
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-        """Every two-factor layer as one plain nn.Linear or convolution again."""
-        for name, module in reversed(list(model.named_modules())):  # children first
-            if isinstance(module, Factored):
-                model.set_submodule(name, plain_like(module))
-            elif isinstance(module, TakenApart):
-                model.set_submodule(name, module.join())
-        return model
+        return as_dense(model)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
@@ -84,6 +78,16 @@ class CompressedQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return True
+
+
+def as_dense(model: nn.Module) -> nn.Module:
+    """The model with every two-factor layer as one plain nn.Linear or convolution again."""
+    for name, module in reversed(list(model.named_modules())):  # children first
+        if isinstance(module, Factored):
+            model.set_submodule(name, plain_like(module))
+        elif isinstance(module, TakenApart):
+            model.set_submodule(name, module.join())
+    return model
 
 
 def shape_like(model: nn.Module, config: CompressedConfig) -> None:
@@ -150,12 +154,13 @@ def _needed(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: tensor for name, tensor in tensors if not any(re.search(key, name) for key in computed)}
 
 
-def _refuse_missing(names: list[str]) -> None:
+def refuse_missing(names: list[str]) -> None:
+    """Refuse a file that lacks tensors."""
     if names:
         raise ValueError(f"The checkpoint lacks the tensor '{names[0]}'. It is incomplete; download it again.")
 
 
-def _refuse_unclaimed(model: nn.Module, keys: Iterable[str]) -> None:
+def refuse_unclaimed(model: nn.Module, keys: Iterable[str]) -> None:
     """Refuse two factors in the file for a layer that the record leaves dense: it would get random weights."""
     keys, modules = set(keys), dict(model.named_modules())
     for key in sorted(key for key in keys if key.endswith(".down.weight")):
@@ -169,7 +174,8 @@ def _refuse_unclaimed(model: nn.Module, keys: Iterable[str]) -> None:
             )
 
 
-def _refuse_nan(model: nn.Module) -> None:
+def refuse_nan(model: nn.Module) -> None:
+    """Refuse a model that holds NaN."""
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not tensor.is_meta and bool(torch.isnan(tensor).any()):
             raise ValueError(

@@ -15,11 +15,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..cards import write_card
+from ..compat.torch_ import with_child
 from ..errors import OIALRWarning
 from ..files import Draft
-from ..layer import adapted_weights
+from ..training.processing import remembered_processing
 from ..workers.saving import one_writer
-from .compress import compressed
+from .compress import check_adapter, compressed
 from .publish import EARLIER, publish
 
 
@@ -56,18 +57,19 @@ def save_compressed(
     Where FSDP2 shards the model all processes must call this; process 0 writes.
 
     Args:
-        model: a PEFT model around a transformers model, or a transformers model with an OIALR adapter.
+        model: a model of transformers with an OIALR adapter, a PEFT model around one, a SentenceTransformer, or a
+            model or pipeline of diffusers (no card is written then); each is loaded in its library's own way.
         path: the folder; made if absent. What it holds of an earlier model is replaced, other files stay.
         push_to_hub: upload what was written in one commit, which also removes an earlier model's files from the
             repository. Other files of the folder stay here. Default `False`.
         repo_id: name of the repository on the Hub; default the folder's name.
         processing_class: the tokenizer, image processor, feature extractor or processor that belongs to the model;
-            it is saved beside it, so that pipelines find it. `None` (default) saves none, with a warning if the kind
-            of model has one and the folder does not.
+            it is saved beside it, so that pipelines find it. `None` (default): the one that the Trainer had; without
+            one a warning, if the kind of model has one and the folder does not.
         private, token, revision, commit_message, create_pr: of the push, as in `push_to_hub` of transformers.
 
     Raises:
-        TypeError: no active OIALR adapter, or not a transformers model.
+        TypeError: no active OIALR adapter, or a model of another library.
         ValueError: `path` is a file, the adapter is a residual one, a weight holds NaN, or tied weights of an
             encoder-decoder model were trained apart.
         OSError: the folder cannot be written to, or the disk is full; the folder holds what it held before.
@@ -75,35 +77,61 @@ def save_compressed(
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`path` must be a folder, but '{folder}' is a file.")
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    commit = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
+
+    def push(written: list[str]) -> None:
+        if push_to_hub:
+            _push(folder, repo_id or folder.resolve().name, [*written, "README.md"], private, token, **commit)
+
+    if _is_of(base, "diffusers"):
+        from .diffusion import save_diffusers
+
+        return push(save_diffusers(base, folder))
+    body = base[0].auto_model if _is_of(base, "sentence_transformers") else base
+    _check(body)
+    small = compressed(body)
+    with one_writer(body) as writes:
+        if writes:
+            processing = remembered_processing(body) if processing_class is None else processing_class
+            written = _save(small if body is base else _with_body(base, small), folder, processing)
+            if processing is None:
+                _warn_if_nothing_reads_inputs(body, folder)
+            write_card(model if body is base else body, folder, kind="compressed", repo_id=repo_id)
+            push(written)
+
+
+def _save(small: Any, folder: Path, processing: Any) -> list[str]:
+    """The names of the files that were written."""
+    with Draft(folder) as draft:
+        small.save_pretrained(str(draft.path))
+        if processing is not None:
+            processing.save_pretrained(draft.path)
+        for card in draft.path.glob("README.md"):  # sentence-transformers writes one; ours comes later
+            card.unlink()
+        return publish(draft)
+
+
+def _is_of(model: Any, library: str) -> bool:
+    """Whether the class of a model, or one that it inherits from, is this library's."""
+    return any(kind.__module__.partition(".")[0] == library for kind in type(model).__mro__)
+
+
+def _with_body(whole: Any, small: PreTrainedModel) -> Any:
+    """A SentenceTransformer with all that `whole` has, but the small model in the place of its transformer."""
+    name = next(name for name, module in whole[0].named_children() if module is whole[0].auto_model)
+    first = next(name for name, _ in whole.named_children())
+    return with_child(whole, first, with_child(whole[0], name, small))
+
+
+def _check(base: Any) -> None:
+    """Refuse what cannot be written as a small model."""
     if not isinstance(base, PreTrainedModel):
         raise TypeError(
-            f"save_compressed writes transformers models; got {type(base).__name__}. Use "
-            "`model.merge_and_unload()` and save the dense model in its own way."
+            "save_compressed writes models of transformers, sentence-transformers and diffusers; got "
+            f"{type(base).__name__}. Use `model.merge_and_unload()` and save the dense model in its own way."
         )
-    if not adapted_weights(base):
-        raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress.")
-    if any(weight.base is not None for weight in adapted_weights(base).values()):
-        raise ValueError(
-            "save_compressed writes weights as two small factors, and a residual adapter leaves them whole: nothing "
-            "would be smaller. Save the adapter with `save_pretrained`, or the model with `merge_and_unload()`; for a "
-            "smaller one train with OIALRConfig(residual=False), on the merged model if need be."
-        )
-    small = compressed(base)
-    with one_writer(base) as writes:
-        if not writes:
-            return
-        with Draft(folder) as draft:
-            small.save_pretrained(draft.path)
-            if processing_class is not None:
-                processing_class.save_pretrained(draft.path)
-            written = publish(draft)
-        if processing_class is None:
-            _warn_if_nothing_reads_inputs(base, folder)
-        write_card(model, folder, kind="compressed", repo_id=repo_id)
-        if push_to_hub:
-            commit = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr}
-            _push(folder, repo_id or folder.resolve().name, [*written, "README.md"], private, token, **commit)
+    check_adapter(base)
 
 
 def _warn_if_nothing_reads_inputs(base: PreTrainedModel, folder: Path) -> None:

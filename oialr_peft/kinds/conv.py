@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..compat.torch_ import convolve_with, padded, plain_autograd_only
-from ..linalg import Activations, Factors, rebuild
+from ..linalg import Factors, Seen, rebuild
 from .kind import Kind
 from .product import choose_order
 
@@ -53,18 +53,26 @@ class Conv(Kind):
         y = _factored(maps, batch, factors, bias)
         return y if batch.dim() == x.dim() else y.squeeze(0)
 
-    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations:
-        """What the kernel of the first convolution gives: inputs of the core, or its outputs where it is the core."""
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        """Where the first of the two convolutions gives it: it enters the core there, or leaves it."""
         batch, maps = self._over(base, x)
         left, core, right = factors
-        first = core.reshape(self.matrix_shape(base)) if left is None and right is None else right
-        h = maps.over_window(batch, (core if first is None else first).to(x.dtype))
-        h = h.to(torch.promote_types(h.dtype, torch.float32))
-        return Activations(maps.outer(h, h), "left" if right is None else "right", inputs=right is not None)
+        if right is not None:
+            return Seen("right", coming=maps.second_moment(maps.over_window(batch, right)))
+        kernel = core.reshape(self.matrix_shape(base)) if left is None else core
+        return Seen("left", made=maps.second_moment(maps.over_window(batch, kernel)))
 
-    def _over(self, base: Any, x: torch.Tensor) -> tuple[torch.Tensor, ConvMaps]:
-        """x as a padded batch, and the layer as maps of it."""
-        x, padding = padded(base, x)
+    def felt(self, base: Any, dy: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        batch, maps = self._over(base, dy, pad=False)
+        left, core, right = factors
+        g = batch if left is None else maps.pointwise(batch, left.mT)
+        if right is None:
+            return Seen("left", coming=maps.second_moment(g))
+        return Seen("right", made=maps.second_moment(maps.pointwise(g, core.mT)))
+
+    def _over(self, base: Any, x: torch.Tensor, pad: bool = True) -> tuple[torch.Tensor, ConvMaps]:
+        """x as a batch, padded where that is not the convolution's to do, and the layer as maps of it."""
+        x, padding = padded(base, x) if pad else (x, 0)
         maps = ConvMaps(self, base.kernel_size, base.stride, padding, base.dilation, base.groups)
         return (x if x.dim() == 2 + len(base.kernel_size) else x.unsqueeze(0)), maps
 
@@ -140,6 +148,11 @@ class ConvMaps:
 
         product = by_group(g) @ by_group(h).mT if batch else g.new_zeros(self.groups, rank, rank)
         return product if self.groups > 1 else product.squeeze(0)
+
+    def second_moment(self, h: torch.Tensor) -> torch.Tensor:
+        """Of the channels of h at all positions, group by group, in float32 or better."""
+        h = h.to(torch.promote_types(h.dtype, torch.float32))
+        return self.outer(h, h)
 
     def _kernel(self, vh: torch.Tensor) -> torch.Tensor:
         return vh.reshape(-1, vh.shape[-1] // math.prod(self.window), *self.window)

@@ -10,10 +10,10 @@ from torch import nn
 
 from ..compat.torch_ import set_parameter
 from ..compat.transformers_ import apply_gate, fused_names, mark_whole
-from ..linalg import Activations, Factors
+from ..linalg import Factors, Seen
 from .apart import TakenApart
 from .kind import Kind
-from .product import linear, linear_seen
+from .product import linear, linear_felt, linear_seen
 
 
 class ExpertsLinear(nn.Module):
@@ -59,9 +59,10 @@ def _of_each(x: torch.Tensor, factors: Factors, counts: list[int]) -> Iterator[t
     return ((rows, Factors(*own)) for rows, *own in zip(x.split(counts), *parts, strict=True))
 
 
-def _seen_by_each(x: torch.Tensor, factors: Factors, counts: list[int]) -> Activations:
-    each = [linear_seen(rows, own) for rows, own in _of_each(x, factors, counts)]
-    return each[0]._replace(moment=torch.stack([seen.moment for seen in each]))
+def _together(each: list[Seen]) -> Seen:
+    """What was seen of every expert, stacked."""
+    moments: Any = zip(*((seen.coming, seen.made) for seen in each), strict=True)
+    return Seen(each[0].side, *(None if some[0] is None else torch.stack(some) for some in moments))
 
 
 class PerExpert(Kind):
@@ -76,8 +77,11 @@ class PerExpert(Kind):
     def multiply(self, base: Any, x: torch.Tensor, factors: Factors, bias: None, *args: Any) -> torch.Tensor:
         return by_expert(x, factors, *args)
 
-    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations:
-        return _seen_by_each(x, factors, *args)
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        return _together([linear_seen(rows, own) for rows, own in _of_each(x, factors, *args)])
+
+    def felt(self, base: Any, dy: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        return _together([linear_felt(rows, own) for rows, own in _of_each(dy, factors, *args)])
 
     def pair(self, base: Any, rank: int) -> tuple[nn.Module, nn.Module]:
         experts, inputs, outputs = base.weight.shape[0], base.in_features, base.out_features
@@ -100,8 +104,11 @@ class PerExpertTransposed(PerExpert):
     def multiply(self, base: Any, x: torch.Tensor, factors: Factors, bias: None, *args: Any) -> torch.Tensor:
         return by_expert(x, factors.transposed(), *args)
 
-    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations:
-        return _seen_by_each(x, factors.transposed(), *args).flipped
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        return super().seen(base, x, factors.transposed(), *args).flipped
+
+    def felt(self, base: Any, dy: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        return super().felt(base, dy, factors.transposed(), *args).flipped
 
     def pair_weights(self, base: Any, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return left.mT, right.mT

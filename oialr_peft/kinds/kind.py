@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..linalg import Activations, Factors
+from ..linalg import Factors, Seen
 
 
 class Kind(ABC):
@@ -45,10 +45,13 @@ class Kind(ABC):
         weight. `args`: what else the layer was called with.
         """
 
-    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations | None:
-        """What goes through the core when the layer is called with x, on the side that is cheaper to hold; None where
-        this kind does not tell. Arguments as of `multiply`."""
-        return None
+    @abstractmethod
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        """What a batch of inputs x is at the core, on the side that is cheaper to hold. Arguments as of `multiply`."""
+
+    @abstractmethod
+    def felt(self, base: Any, dy: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        """What the gradient of the outputs is at the core, on the same side."""
 
     @abstractmethod
     def pair(self, base: Any, rank: int) -> tuple[nn.Module, nn.Module]:

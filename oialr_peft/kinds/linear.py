@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..linalg import Activations, Factors
+from ..linalg import Factors, Seen
 from .kind import Kind
-from .product import linear, linear_seen
+from .product import linear, linear_felt, linear_seen
 from .quantised import is_quantised
 
 
@@ -30,8 +30,11 @@ class Linear(Kind):
     ) -> torch.Tensor:
         return linear(x, *factors, bias)
 
-    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations:
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Seen:
         return linear_seen(x, factors)
+
+    def felt(self, base: Any, dy: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        return linear_felt(dy, factors)
 
     def pair(self, base: nn.Linear, rank: int) -> tuple[nn.Module, nn.Module]:
         inputs, outputs = self.features(base)
@@ -58,8 +61,11 @@ class TransposedLinear(Linear):
     ) -> torch.Tensor:
         return linear(x, *factors.transposed(), bias)
 
-    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Activations:
+    def seen(self, base: Any, x: torch.Tensor, factors: Factors, *args: Any) -> Seen:
         return linear_seen(x, factors.transposed()).flipped
+
+    def felt(self, base: Any, dy: torch.Tensor, factors: Factors, *args: Any) -> Seen:
+        return linear_felt(dy, factors.transposed()).flipped
 
     def pair_weights(self, base: Any, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return left.mT, right.mT

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..compat.torch_ import plain_autograd_only
-from ..linalg import Activations, Factors, cheapest_order, rebuild, second_moment
+from ..linalg import Factors, Seen, cheapest_order, rebuild, second_moment
 
 
 def linear(
@@ -38,14 +38,22 @@ def linear(
     return F.linear(F.linear(F.linear(x, vh), sigma), u, bias)
 
 
-def linear_seen(x: torch.Tensor, factors: Factors) -> Activations:
-    """What goes into the core of `linear`, or comes out of it where that has fewer coordinates."""
-    *inner, core = (part for part in (factors.right, factors.core) if part is not None)
-    for basis in inner:
-        x = F.linear(x, basis.to(x.dtype))
+def linear_seen(x: torch.Tensor, factors: Factors) -> Seen:
+    """Inputs of `linear` where they enter the core, or where they leave it if that has fewer coordinates."""
+    _, core, right = factors
+    h = x if right is None else F.linear(x, right)
     if core.shape[-2] < core.shape[-1]:
-        return Activations(second_moment(F.linear(x, core)), "left", inputs=False)
-    return Activations(second_moment(x), "right", inputs=True)
+        return Seen("left", made=second_moment(F.linear(h, core)))
+    return Seen("right", coming=second_moment(h))
+
+
+def linear_felt(dy: torch.Tensor, factors: Factors) -> Seen:
+    """The gradient of what `linear` gives, at the same place."""
+    left, core, _ = factors
+    g = dy if left is None else dy @ left
+    if core.shape[-2] < core.shape[-1]:
+        return Seen("left", coming=second_moment(g))
+    return Seen("right", made=second_moment(g @ core))
 
 
 def choose_order(batch: int, n_in: int, rank: int, n_out: int) -> str:

@@ -1,6 +1,6 @@
 """The maths of OIALR: tensors in, tensors out. No torch.nn, no PEFT, no torch.distributed."""
 
-from .activations import Activations, cut_by_activations, second_moment
+from .activations import Seen, cut_by_activations, second_moment
 from .change import BasisChange, Transport
 from .cost import cheapest_order, forward_multiplications, rebuild
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, stored_size, working_dtype
@@ -11,11 +11,11 @@ from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
 
 __all__ = [
     "HELD",
-    "Activations",
     "BasisChange",
     "Directions",
     "Factors",
     "Rotation",
+    "Seen",
     "Transport",
     "cheapest_order",
     "cut_by_activations",

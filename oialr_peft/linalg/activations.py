@@ -1,4 +1,4 @@
-"""A cut that changes least of what a layer gives on data that was seen; the plain one changes least of its weight."""
+"""A cut that changes least of what a layer does on data that was seen; the plain one changes least of its weight."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ from typing import NamedTuple
 
 import torch
 
+from .factors import working_dtype
 from .rotation import LinAlgError, Rotation, rotate
 
 
-RIDGE = 0.01  # of a mean direction's energy, given to all: what no sample shows is ordered by the weight alone
+RIDGE = 0.03  # of a mean direction's energy, given to all: what no sample shows is ordered by the weight alone
 
 
-class Activations(NamedTuple):
-    """What was seen to go through a core (rows, cols), or several: the second moment of one of its two sides.
+class Seen(NamedTuple):
+    """What was seen to go through a core (rows, cols), or several, in the coordinates of its `side`: second moments.
 
-    `moment` (size, size): the sum of a aᵀ over samples a, which have the coordinates of the core's `side`. `inputs`
-    says whether they went in there, or came out.
+    `coming` (size, size): of what comes to the core there from outside, activations at the side of its inputs and
+    gradients at that of its outputs. `made`: of what the core makes there of the other, gradients at the side of its
+    inputs and activations at that of its outputs. None where it was not seen.
     """
 
-    moment: torch.Tensor
     side: str  # "left" or "right"
-    inputs: bool
+    coming: torch.Tensor | None = None
+    made: torch.Tensor | None = None
 
     @property
-    def flipped(self) -> Activations:
+    def flipped(self) -> Seen:
         """The same, of the transposed core."""
         return self._replace(side="left" if self.side == "right" else "right")
+
+    def with_more(self, other: Seen) -> Seen:
+        """With what was seen of other samples."""
+        return Seen(self.side, _sum(self.coming, other.coming), _sum(self.made, other.made))
 
 
 def second_moment(samples: torch.Tensor) -> torch.Tensor:
@@ -36,56 +42,59 @@ def second_moment(samples: torch.Tensor) -> torch.Tensor:
     return rows.mT @ rows
 
 
-def cut_by_activations(core: torch.Tensor, rank: int, seen: Activations) -> tuple[Rotation, float] | None:
-    """The singular bases of the matrix of `rank` whose outputs are nearest to those of `core` on what was seen.
+def cut_by_activations(core: torch.Tensor, rank: int, seen: Seen) -> tuple[Rotation, float] | None:
+    """The singular bases of a matrix of `rank` that does nearly what `core` does, and the share of that which goes.
 
-    With y = core x and samples x of the second moment C, || (core - P Pᵀ core) C^½ || is least for the `rank` leading
-    left singular vectors P of core C^½, which are the leading directions of the outputs (Wang et al. 2024, SVD-LLM).
-    What is kept is P Pᵀ core, decomposed as ever. Also the share of the outputs' energy that goes. None where this
-    cannot be had; the plain cut is there then.
+    What a direction is worth is the energy of the activations along it times that of the gradients, as in balanced
+    truncation (Moore 1981). With y = core x, inputs of the second moment C and output gradients of G, the error
+    || G^½ (core - kept) C^½ || is least for kept = core P, where P projects onto the leading directions of C N and
+    N = coreᵀ G core is the moment of the input gradients; where these were not seen, G is the identity and the outputs
+    change least (Wang et al. 2024, SVD-LLM). The share is that of the squared error. The core of `kept` is decomposed
+    as ever. None where this cannot be had; the plain cut is there then.
     """
-    if seen.inputs == (seen.side == "left"):  # y = coreᵀ x: the same for the transposed matrix
+    if seen.side == "left":  # coreᵀ takes gradients to gradients: the same for the transposed matrix
         turned = cut_by_activations(core.mT, rank, seen.flipped)
         return None if turned is None else (turned[0].transposed(), turned[1])
-    work = core.detach().to(seen.moment.dtype)
-    if not bool(torch.isfinite(seen.moment).all()):
+    work = core.detach().to(working_dtype(core.dtype))
+    identity, plain = torch.eye(work.shape[-1]).to(work), work.mT @ work
+    coming, made = _finite(seen.coming, work), _finite(seen.made, work)
+    if coming is None and made is None:
         return None
+    coming, made = identity if coming is None else coming, plain if made is None else made
     try:
-        directions = _of_inputs(work, seen.moment) if seen.inputs else _of_outputs(work, seen.moment)
+        root, inverse = _roots(_ridged(coming, identity))
+        leading = torch.linalg.eigh(root @ _ridged(made, plain) @ root).eigenvectors[..., -rank:]
     except LinAlgError:
         return None
-    if directions is None or (within := rotate(directions[..., :rank].mT @ work)) is None:
-        return None
-    kept = directions[..., :rank]
-    energy, whole = _energy(kept.mT, work, seen), _energy(None, work, seen)
-    dropped = max(0.0, 1 - energy / whole) if whole else 0.0
-    return Rotation(kept @ within.left, within.singular_values, within.right), dropped
+    projector = root @ leading @ (leading.mT @ inverse)
+    rotation = rotate(work @ projector)
+    return None if rotation is None else (rotation.cut(rank), _share(identity - projector, coming, made))
 
 
-def _of_inputs(core: torch.Tensor, moment: torch.Tensor) -> torch.Tensor | None:
-    """The directions of outputs, leading ones first, from the moment of the inputs (cols, cols)."""
-    identity = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
-    values, vectors = torch.linalg.eigh(_ridged(moment, identity))
-    found = rotate(core @ (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)))
-    return None if found is None else found.left
-
-
-def _of_outputs(core: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
-    """The same from the moment of the outputs themselves (rows, rows)."""
-    return torch.linalg.eigh(_ridged(moment, core @ core.mT)).eigenvectors.flip(-1)
-
-
-def _energy(directions: torch.Tensor | None, core: torch.Tensor, seen: Activations) -> float:
-    """Of the outputs on what was seen, along some directions (count, rows) or in all."""
-    if seen.inputs:
-        core = core if directions is None else directions @ core
-        return float((core @ seen.moment * core).sum())
-    moment = seen.moment if directions is None else directions @ seen.moment @ directions.mT
-    return float(moment.diagonal(dim1=-2, dim2=-1).sum())
+def _share(lost: torch.Tensor, coming: torch.Tensor, made: torch.Tensor) -> float:
+    """The squared error of leaving out what `lost` projects onto, as a share of all."""
+    whole = float((coming * made).sum())
+    return min(1.0, float((lost @ coming @ lost.mT * made).sum()) / whole) if whole else 0.0
 
 
 def _ridged(moment: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
-    """The moment with a little of the one that inputs without any preference would have; that alone if it is zero."""
+    """The moment with a little of the one that it would have without preferences; that alone where it is zero."""
     energy, of_plain = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] for m in (moment, plain))
     share = RIDGE * energy / of_plain.clamp_min(torch.finfo(plain.dtype).tiny)
     return moment + torch.where(energy > 0, share, torch.ones_like(share)) * plain
+
+
+def _roots(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The square root of a positive matrix and its inverse."""
+    values, vectors = torch.linalg.eigh(moment)
+    roots = values.clamp_min(torch.finfo(values.dtype).eps * values[..., -1:]).sqrt().unsqueeze(-2)
+    return vectors * roots @ vectors.mT, vectors / roots @ vectors.mT
+
+
+def _finite(moment: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    """None where an overflow, such as of scaled gradients in float16, has spoilt it."""
+    return moment.to(like.dtype) if moment is not None and bool(torch.isfinite(moment).all()) else None
+
+
+def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    return one if other is None else other if one is None else one + other

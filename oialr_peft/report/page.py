@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from ..files import replace_file
-from .plots import draw_layers, draw_ranks, draw_series, draw_updates, figure_of
+from ..units import short
+from .plots import draw_layers, draw_ranks, draw_series, draw_spectra, draw_updates, figure_of
 from .run import Run, read_run
+
+
+_CAPTIONS = {
+    "Ranks": "What a layer can still do: the number of its directions, as a share of all that its shape allows.",
+    "Ranks, layer by layer": "The same, a row per layer, the first layer on top.",
+    "Spectra": "How much each direction counts, a line per layer. It ends where the layer was cut.",
+    "Updates": "What the hardest cut of an update took away, and how long the update took.",
+    "Size": "Of the layers alone; embeddings and the like are not in it.",
+}
 
 
 def write_report(path: str | os.PathLike, out: str | os.PathLike) -> None:
@@ -26,7 +37,7 @@ def report_page(run: Run) -> str:
     """The page as text. Figures are inline SVG, so it is read without network."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     return environment.get_template("page.html").render(
-        name=run.name, facts=_facts(run), figures=_figures(run), layers=_layers(run.updates)
+        name=run.name, facts=_facts(run), figures=_figures(run), captions=_CAPTIONS, layers=_layers(run.updates)
     )
 
 
@@ -35,9 +46,12 @@ def _facts(run: Run) -> dict[str, str]:
     facts: dict[str, str] = {}
     if steps := [entry["step"] for entry in (*run.logs, *run.updates)]:
         facts["Optimizer steps"] = f"{max(steps):,}"
-    for label, key in (("Last training loss", "loss"), ("Last evaluation loss", "eval_loss")):
-        if values := run.series(key)[1]:
-            facts[label] = f"{values[-1]:.4g}"
+    speeds = ("_runtime", "_per_second")
+    measured = sorted({key for log in run.logs for key in log if key.startswith("eval_") and not key.endswith(speeds)})
+    for key in ("loss", *measured):
+        if (values := run.series(key)[1]) and isinstance(values[-1], (int, float)):
+            name = key.removeprefix("eval_").replace("_", " ")
+            facts[f"Last {'training' if key == 'loss' else 'evaluation'} {name}"] = f"{values[-1]:.4g}"
     if values := run.series("train_runtime")[1]:
         facts["Time of training"] = f"{values[-1]:,.0f} s"
     if run.updates:
@@ -47,6 +61,9 @@ def _facts(run: Run) -> dict[str, str]:
         if dense := last.get("dense_parameters"):
             share = last["stored_parameters"] / dense
             facts["Compressed, the layers would be"] = f"{share:.0%} of their {dense:,} dense parameters"
+        if dense := last.get("dense_bytes"):
+            small = last["compressed_bytes"]
+            facts["Compressed, the model would be"] = f"{short(small)}, {small / dense:.0%} of {short(dense)}"
         if full := last.get("full_ranks"):
             shares = [last["ranks"][name] / rank for name, rank in full.items()]
             facts["Rank at the end"] = f"{sum(shares) / len(shares):.0%} of the full one, mean of {len(shares)} layers"
@@ -63,6 +80,8 @@ def _figures(run: Run) -> dict[str, str]:
         height = max(3.0, 0.8 + 0.16 * len(run.updates[0]["ranks"]))
         figures["Ranks"] = figure_of(lambda axes: draw_ranks(axes, run.updates))
         figures["Ranks, layer by layer"] = figure_of(lambda axes: draw_layers(axes, run.updates), height)
+        if any(update.get("spectra") for update in run.updates):
+            figures["Spectra"] = figure_of(lambda axes: draw_spectra(axes, run.updates))
         figures["Updates"] = figure_of(lambda axes: draw_updates(axes, run.updates))
     else:
         names = {f"oialr/{which}_rank": which for which in ("max", "mean", "min")}
@@ -74,7 +93,7 @@ def _figures(run: Run) -> dict[str, str]:
 
 
 def _layers(updates: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per layer: its ranks at the end and in full, and the energy that its cuts dropped, summed."""
+    """A row per layer: its ranks at the end and in full, and the energy that its cuts dropped, one after another."""
     if not updates:
         return []
     full = updates[-1].get("full_ranks", {})
@@ -83,7 +102,7 @@ def _layers(updates: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "name": name,
             "rank": rank,
             "full": full.get(name),
-            "dropped": sum(update.get("dropped", {}).get(name, 0.0) for update in updates),
+            "dropped": 1 - math.prod(1 - update.get("dropped", {}).get(name, 0.0) for update in updates),
         }
         for name, rank in updates[-1]["ranks"].items()
     ]

@@ -92,6 +92,21 @@ def draw_layers(axes: Any, updates: list[dict]) -> None:
     axes.set_xlabel("update at optimizer step")
 
 
+def draw_spectra(axes: Any, updates: list[dict]) -> None:
+    """Singular values as shares of the largest, over their places: a line per layer when first and when last seen."""
+    seen = {name: update for update in reversed(updates) for name in update.get("spectra", {})}
+    last = {name: update for update in updates for name in update.get("spectra", {})}
+    for found, color, label in ((seen, "0.75", "at its first update"), (last, "tab:blue", "at its last")):
+        for number, (name, update) in enumerate(found.items()):
+            values, kept = update["spectra"][name], update["ranks"][name] / update["full_ranks"][name]
+            places = [kept * place / max(1, len(values) - 1) for place in range(len(values))]
+            shares = [value / (values[0] or 1.0) for value in values]
+            axes.plot(places, shares, color=color, linewidth=0.8, alpha=0.8, label=None if number else label)
+    axes.set(xlabel="place in the spectrum, share of the full rank", ylabel="singular value / largest", xlim=(0, 1))
+    axes.set_ylim(0, 1.05)
+    axes.legend(frameon=False)
+
+
 def draw_series(axes: Any, run: Run, names: dict[str, str], label: str) -> None:
     """What was logged under each of these names, with its label in the legend."""
     for key, name in names.items():
@@ -99,6 +114,8 @@ def draw_series(axes: Any, run: Run, names: dict[str, str], label: str) -> None:
         if steps:
             axes.plot(steps, values, marker="." if len(steps) < 40 else None, label=name)
     axes.set(xlabel="optimizer step", ylabel=label, ylim=(min(0, axes.get_ylim()[0]), None))
+    if axes.get_ylim()[1] > 1000:
+        axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
 
 
@@ -108,7 +125,7 @@ def draw_updates(axes: Any, updates: list[dict]) -> None:
     dropped = [100 * max(update.get("dropped", {}).values(), default=0.0) for update in updates]
     axes.plot(steps, dropped, marker=".", color="tab:red")
     axes.set(xlabel="optimizer step", ylim=(0, None))
-    axes.set_ylabel("most energy dropped, % of a layer's", color="tab:red")
+    axes.set_ylabel("most energy dropped, %", color="tab:red")
     seconds = axes.twinx()
     seconds.plot(steps, [update["seconds"] for update in updates], marker=".", color="0.5")
     seconds.set_ylabel("seconds per update", color="0.5")

@@ -69,7 +69,7 @@ class RankReport:
                 f"{layer.flops / layer.dense_flops:.0%}",
             )
         text = io.StringIO()
-        Console(file=text, width=140).print(table)
+        Console(file=text, width=140, force_jupyter=False).print(table)
         return text.getvalue()
 
     def _caption(self) -> str:

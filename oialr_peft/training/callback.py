@@ -16,6 +16,7 @@ from ..compat.transformers_ import calling_handler
 from ..errors import OIALRWarning
 from ..update_report import UpdateReport
 from .notices import higher_ranks, rank_or_dense
+from .processing import remember_processing
 from .saved_state import progress_in
 from .trace import Trace
 from .updater import OIALRUpdater
@@ -55,6 +56,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
         self.updater = OIALRUpdater(model, kwargs["optimizer"], total_steps=total, check=self.check)
         self.updater.load_state_dict(progress)
         self._model = weakref.ref(model)
+        remember_processing(model, kwargs.get("processing_class"))
         self._ranks = rank_or_dense(self.updater.weights)
         self._trace = None
         if self.trace is not None and state.is_world_process_zero:

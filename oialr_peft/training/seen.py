@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from ..config import OIALRConfig
 from ..kinds import Kind
-from ..linalg import Activations
+from ..linalg import Seen
 from ..tuner.rules import initial_rank
 from ..weights import AdaptedWeight
+
+
+Look = Callable[..., Seen]
 
 
 class SeenActivations:
@@ -27,7 +30,7 @@ class SeenActivations:
 
     def __init__(self, weights: Mapping[str, AdaptedWeight], config: OIALRConfig) -> None:
         self.weights, self.config = weights, config
-        self.found: dict[str, Activations] = {}
+        self.found: dict[str, Seen] = {}
 
     @property
     def awaited(self) -> list[str]:
@@ -47,15 +50,15 @@ class SeenActivations:
             weight.observer = _Observer(self, name) if name in names else None
 
     @torch.no_grad()
-    def gather(self, name: str, kind: Kind, base: Any, x: torch.Tensor, args: tuple[Any, ...]) -> None:
-        """Add what goes through the core of a layer that is called with x."""
+    def add(self, name: str, look: Look, base: Any, tensor: torch.Tensor, args: tuple[Any, ...]) -> None:
+        """Add what a batch is at the core of a layer, its inputs or the gradient of its outputs."""
         held = self.weights[name].factors
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.detach().to(torch.promote_types(held.core.dtype, torch.float32))
-            seen = kind.seen(base, x, held.bases_to(x.dtype)._replace(core=held.core.to(x.dtype)), *args)
+        with torch.autocast(tensor.device.type, enabled=False):
+            tensor = tensor.detach().to(torch.promote_types(held.core.dtype, torch.float32))
+            factors = held.bases_to(tensor.dtype)._replace(core=held.core.to(tensor.dtype))
+            seen = look(base, tensor, factors, *args)
         before = self.found.get(name)
-        if seen is not None:
-            self.found[name] = seen if before is None else seen._replace(moment=before.moment + seen.moment)
+        self.found[name] = seen if before is None else before.with_more(seen)
 
 
 class _Observer:
@@ -65,9 +68,15 @@ class _Observer:
         self._seen, self._name = weakref.ref(seen), name
 
     @torch.compiler.disable()
-    def __call__(self, kind: Kind, base: Any, x: torch.Tensor, args: tuple[Any, ...]) -> None:
+    def __call__(self, kind: Kind, base: Any, x: torch.Tensor, y: torch.Tensor, args: tuple[Any, ...]) -> None:
+        """The layer gave y for x."""
+        self._tell(kind.seen, base, x, args)
+        if y.requires_grad:
+            y.register_hook(lambda dy: self._tell(kind.felt, base, dy, args))
+
+    def _tell(self, look: Look, base: Any, tensor: torch.Tensor, args: tuple[Any, ...]) -> None:
         if (seen := self._seen()) is not None:
-            seen.gather(self._name, kind, base, x, args)
+            seen.add(self._name, look, base, tensor, args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None

@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
 
-from oialr_peft import OIALRConfig, OIALRWarning, save_compressed
+from oialr_peft import OIALRCallback, OIALRConfig, OIALRWarning, save_compressed
 from oialr_peft.export import save as saving
 from tests.conftest import tiny_bert, tiny_llama
 from tests.export.test_compressed import compressed, edit_record, logits
@@ -150,6 +150,21 @@ def test_the_processor_goes_along_or_its_absence_is_one_line(tmp_path):
         save_compressed(model, tmp_path / "model")  # what lies there stays
     classify = transformers.pipeline("text-classification", str(tmp_path / "model"))
     assert classify.tokenizer("the film is good")["input_ids"] == tokenizer()("the film is good")["input_ids"]
+
+
+def test_the_trainers_processing_class_goes_along_by_itself(tmp_path):
+    from tests.neighbours.test_libraries import tokenizer
+
+    data = [{"input_ids": [1, 2, 3], "labels": 1}] * 4
+    arguments = TrainingArguments(str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True)
+    model = get_peft_model(tiny_bert(), OIALRConfig(task_type="SEQ_CLS", r=0.25, update_interval=1))
+    callbacks = [OIALRCallback()]
+    Trainer(model, arguments, train_dataset=data, processing_class=tokenizer(), callbacks=callbacks).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        save_compressed(model, tmp_path / "model")
+    again = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert again("the film is good") == tokenizer()("the film is good")
 
 
 class Hub:

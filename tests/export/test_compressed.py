@@ -269,7 +269,7 @@ def test_bad_calls(tmp_path):
         save_compressed(model, tmp_path / "file")
     with pytest.raises(TypeError, match="no active OIALR adapter to compress"):
         save_compressed(tiny_llama(), tmp_path / "out")
-    with pytest.raises(TypeError, match="writes transformers models; got MLP"):
+    with pytest.raises(TypeError, match="sentence-transformers and diffusers; got MLP"):
         save_compressed(get_peft_model(MLP(), OIALRConfig(r=2)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -46,7 +46,7 @@ def push(folder: Path) -> dict:
     model.push_to_hub("me/adapter", tags=["of-the-user"])
     torch.save(output(model, INPUTS), folder / "logits.pt")
     ranks = model.base_model.ranks()
-    save_compressed(model, folder / "small", push_to_hub=True, repo_id="me/small")
+    save_compressed(model, folder / "small", push_to_hub=True, repo_id="me/small", private=True)
     model.merge_and_unload().push_to_hub("me/merged")
     return {"ranks": ranks}
 

@@ -26,7 +26,8 @@ _YAML = re.compile(r"^\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
 
 
 class Hub(ThreadingHTTPServer):
-    """`repos`: {id: {path: bytes}}; `blobs`: {sha256: bytes}; `requests`: "METHOD path" of every request so far."""
+    """`repos`: {id: {path: bytes}}; `blobs`: {sha256: bytes}; `requests`: "METHOD path" of every request so far;
+    `private`: ids of the repositories that were asked for as such."""
 
     daemon_threads = True
 
@@ -36,6 +37,7 @@ class Hub(ThreadingHTTPServer):
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.faults: dict[str, int | str] = {}
+        self.private: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -125,6 +127,8 @@ class Handler(BaseHTTPRequestHandler):
         repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
         known = repo in self.server.repos
         self.server.repos.setdefault(repo, {})
+        if asked.get("visibility") == "private" or asked.get("private"):  # newer clients, older ones
+            self.server.private.add(repo)
         self.reply({"url": f"{self.server.url}/{repo}", "id": repo}, status=409 if known else 200)
 
     def validate(self) -> None:

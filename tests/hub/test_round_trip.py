@@ -32,6 +32,7 @@ def test_the_compressed_repository_holds_a_whole_small_model_and_its_card(hub, p
     assert not any(name.startswith("adapter") for name in files)
     assert metadata_errors(files["README.md"].decode()) == []
     assert "import oialr_peft" in files["README.md"].decode()
+    assert hub.private == {"me/small"}
 
 
 def test_a_compressed_push_replaces_the_adapter_and_takes_nothing_else_along(hub, pushed):

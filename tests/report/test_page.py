@@ -30,9 +30,9 @@ def test_the_page_has_every_figure_and_layer_and_needs_nothing_else(finished, ca
     page = (folder / "report.html").read_text()
     assert capsys.readouterr().out.strip() == f"Written: {folder / 'report.html'}"
     headings = re.findall(r"<h2>(.*?)</h2>", page)
-    assert headings == ["Loss", "Ranks", "Ranks, layer by layer", "Updates", "Size", "Layers at the end"]
+    assert headings == ["Loss", "Ranks", "Ranks, layer by layer", "Spectra", "Updates", "Size", "Layers at the end"]
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(figures) == 5
+    assert len(figures) == 6
     assert all(len(list(ElementTree.fromstring(figure).iter())) > 30 for figure in figures)
     rows = dict(re.findall(r"<tr><td>(.*?)</td><td>(\d+)</td>", page))
     assert rows == {name: str(rank) for name, rank in ranks.items()}

@@ -6,6 +6,7 @@ from peft import get_peft_model
 
 from oialr_peft import OIALRConfig, OIALRUpdater
 from oialr_peft.units import short
+from oialr_peft.update_report import sampled
 from tests.conftest import MLP
 
 
@@ -40,6 +41,27 @@ def test_dropped_energy_is_in_the_logs():
     assert len(report.dropped) == 3
     assert report.as_logs()["oialr/max_dropped_energy"] == max(report.dropped.values()) > 0
     assert report.full_ranks == {name: weight.full_rank for name, weight in updater.weights.items()}
+
+
+def test_spectra_are_what_the_layers_hold_after_the_cut():
+    updater, report = updated(sigma_cutoff=0.5)
+    logs = report.as_logs()
+    assert report.spectra.keys() == updater.weights.keys()
+    for name, values in report.spectra.items():
+        held = torch.linalg.svdvals(updater.weights[name].dense(torch.float32))[: report.ranks[name]]
+        assert len(values) == min(17, report.ranks[name])
+        assert [values[0], values[-1]] == pytest.approx([held[0].item(), held[-1].item()], rel=1e-4)
+    last = [values[-1] / values[0] for values in report.spectra.values()]
+    assert logs["oialr/spectrum_last"] == pytest.approx(sum(last) / 3)
+    assert 0 < logs["oialr/spectrum_last"] <= logs["oialr/spectrum_median"] <= 1
+
+
+def test_a_spectrum_is_sampled_evenly_and_over_groups():
+    values = torch.arange(100, 0, -1.0)
+    assert sampled(values)[::16] == [100.0, 1.0]
+    assert sampled(values)[8] in (50.0, 51.0)
+    assert sampled(torch.stack([values, 3 * values])) == [2 * value for value in sampled(values)]
+    assert sampled(values[:1]) == [100.0]
 
 
 def test_a_report_is_one_line_in_words():
