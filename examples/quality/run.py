@@ -24,12 +24,18 @@ from torch import nn
 import oialr_peft
 
 
+OIALR = partial(oialr, delay=0.3, update_interval=0.05)
+PLAIN = partial(OIALR, activation_aware=False)  # the cut at the factorisation goes by singular values alone
 METHODS = {
     "dense": dense,
-    "oialr_longer": partial(oialr, bases="longer", delay=0.3, update_interval=0.05),
-    "oialr_longer_early": partial(oialr, bases="longer", delay=0.1, update_interval=0.05),
-    "oialr_longer_then_sigma": partial(oialr, bases="longer", freeze_bases=0.65, delay=0.3, update_interval=0.05),
-    "oialr_sigma": partial(oialr, bases="frozen", delay=0.3, update_interval=0.05),
+    "oialr_longer": partial(OIALR, bases="longer"),
+    "oialr_longer_plain": partial(PLAIN, bases="longer"),
+    "oialr_longer_early": partial(OIALR, bases="longer", delay=0.1),
+    "oialr_longer_from_start": partial(OIALR, bases="longer", delay=0),
+    "oialr_longer_then_sigma": partial(OIALR, bases="longer", freeze_bases=0.65),
+    "oialr_longer_then_sigma_plain": partial(PLAIN, bases="longer", freeze_bases=0.65),
+    "oialr_sigma": partial(OIALR, bases="frozen"),
+    "oialr_sigma_plain": partial(PLAIN, bases="frozen"),
     "low_rank": low_rank,
     "low_rank_frobenius": partial(low_rank, frobenius=True),
     "galore": galore,

@@ -16,11 +16,15 @@ HERE = Path(__file__).parent
 NAMES = {
     "dense": "dense",
     "oialr_longer": 'OIALR, `bases="longer"`, `delay=0.3`',
+    "oialr_longer_plain": "the same, `activation_aware=False`",
     "oialr_longer_early": 'OIALR, `bases="longer"`, `delay=0.1`',
-    "oialr_longer_then_sigma": 'OIALR, `bases="longer"`, `delay=0.3`, `freeze_bases=0.65`: sigma alone after',
+    "oialr_longer_from_start": 'OIALR, `bases="longer"`, `delay=0`',
+    "oialr_longer_then_sigma": 'OIALR, `bases="longer"`, `delay=0.3`, `freeze_bases=0.65`',
+    "oialr_longer_then_sigma_plain": "the same, `activation_aware=False`",
     "oialr_sigma": 'OIALR, `bases="frozen"`, `delay=0.3`',
+    "oialr_sigma_plain": 'OIALR, `bases="frozen"`, `delay=0.3`, `activation_aware=False`: the paper\'s way',
     "low_rank": "plain W = A B from step 0",
-    "low_rank_frobenius": "the same, Frobenius decay",
+    "low_rank_frobenius": "plain W = A B, Frobenius decay",
     "relora": "ReLoRA-like restarts, after 30 % dense",
     "merged_lora": "LoRA merged at intervals, after 30 % dense",
     "galore": "GaLore",
@@ -125,7 +129,7 @@ def verdict(tasks: dict[str, Any]) -> list[str]:
         closed = 1 - longer["gap"] / both["gap"]
         seeds = f"{both['seeds']} seeds" if both["seeds"] > 1 else "one seed"
         line = (
-            f"{name}, {table['optimizer']}: dense {dense['validation']:.4f}, `bases=\"longer\"` {longer['gap']:+.4f}, plain "
+            f'{name}, {table["optimizer"]}: dense {dense["validation"]:.4f}, `bases="longer"` {longer["gap"]:+.4f}, plain '
             f"W = A B {both['gap']:+.4f} ({seeds}): {100 * closed:.0f} % of the gap closed (half was the aim), with "
             f"{longer['trained'] / both['trained']:.0%} of the values of A B trained in the second half."
         )
