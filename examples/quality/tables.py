@@ -13,16 +13,17 @@ from sweep import best_rate, read, runs_of
 
 
 HERE = Path(__file__).parent
+LONGER, FROZEN, PLAIN = 'OIALR, `bases="longer"`', 'OIALR, `bases="frozen"`', ", `activation_aware=False`"
 NAMES = {
     "dense": "dense",
-    "oialr_longer": 'OIALR, `bases="longer"`, `delay=0.3`',
-    "oialr_longer_plain": "the same, `activation_aware=False`",
-    "oialr_longer_early": 'OIALR, `bases="longer"`, `delay=0.1`',
-    "oialr_longer_from_start": 'OIALR, `bases="longer"`, `delay=0`',
-    "oialr_longer_then_sigma": 'OIALR, `bases="longer"`, `delay=0.3`, `freeze_bases=0.65`',
-    "oialr_longer_then_sigma_plain": "the same, `activation_aware=False`",
-    "oialr_sigma": 'OIALR, `bases="frozen"`, `delay=0.3`',
-    "oialr_sigma_plain": 'OIALR, `bases="frozen"`, `delay=0.3`, `activation_aware=False`: the paper\'s way',
+    "oialr_longer": f"{LONGER}, `delay=0.3`",
+    "oialr_longer_plain": f"{LONGER}, `delay=0.3`{PLAIN}",
+    "oialr_longer_early": f"{LONGER}, `delay=0.1`",
+    "oialr_longer_from_start": f"{LONGER}, from step 0",
+    "oialr_longer_then_sigma": f"{LONGER}, `delay=0.3`, `freeze_bases=0.65`",
+    "oialr_longer_then_sigma_plain": f"{LONGER}, `delay=0.3`, `freeze_bases=0.65`{PLAIN}",
+    "oialr_sigma": f"{FROZEN}, `delay=0.3`",
+    "oialr_sigma_plain": f"{FROZEN}, `delay=0.3`{PLAIN}",
     "low_rank": "plain W = A B from step 0",
     "low_rank_frobenius": "plain W = A B, Frobenius decay",
     "relora": "ReLoRA-like restarts, after 30 % dense",
@@ -34,6 +35,7 @@ TASKS = {
     "pictures": "A ViT on CIFAR-10 (cross-entropy)",
 }
 OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW"}
+MOVING = ("oialr_longer", "oialr_longer_plain")  # at full rank the two are one
 RANK = 0.25  # of the comparison
 RANKS = (1.0, 0.5, RANK, 0.1)  # of the search for one rate
 
@@ -84,69 +86,69 @@ def table_of(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
     }
 
 
-def one_rate(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any] | None:
+def one_rate(results: list[dict[str, Any]], optimizer: str, method: str) -> dict[str, Any] | None:
     """The grid of rates at every rank, and how many steps of it the best ones are apart; None with one rank."""
     found = {"dense": row_of(results, "dense", optimizer, 1.0)}
     for rank in RANKS:
-        if runs_of(results, "oialr_longer", optimizer, rank):
-            found[f"{100 * rank:.0f} % of the rank"] = row_of(results, "oialr_longer", optimizer, rank)
+        if runs_of(results, method, optimizer, rank):
+            found[f"{100 * rank:.0f} % of the rank"] = row_of(results, method, optimizer, rank)
     if len(found) <= 2:
         return None
     rates = sorted({rate for row in found.values() for rate in row["grid"]})
     best = [rates.index(row["lr"]) for row in found.values()]
-    return {"rows": found, "rates": rates, "apart": max(best) - min(best)}
+    title = f"{OPTIMIZERS[optimizer]}, {'without' if method.endswith('_plain') else 'with'} `activation_aware`"
+    return {"title": title, "rows": found, "rates": rates, "apart": max(best) - min(best)}
 
 
 def full_rank_gaps(results: list[dict[str, Any]], optimizer: str) -> list[float]:
     """Validation loss at full rank less that of dense training, seed by seed, at the rate chosen for dense."""
     rate = best_rate(runs_of(results, "dense", optimizer, 1.0))
-    losses = [
-        {r["seed"]: r["validation"] for r in runs_of(results, method, optimizer, 1.0) if r["lr"] == rate}
-        for method in ("oialr_longer", "dense")
-    ]
-    return [losses[0][seed] - losses[1][seed] for seed in sorted(losses[0])]
+    dense, moving = (
+        {r["seed"]: r["validation"] for m in methods for r in runs_of(results, m, optimizer, 1.0) if r["lr"] == rate}
+        for methods in (("dense",), MOVING)
+    )
+    return [moving[seed] - dense[seed] for seed in sorted(moving)]
 
 
 def task_of(name: str, folder: Path) -> dict[str, Any]:
     """All tables of a task."""
     results = read(folder / name)
     used = [optimizer for optimizer in OPTIMIZERS if any(r["optimizer"] == optimizer for r in results)]
+    searches = [one_rate(results, optimizer, method) for optimizer in used for method in MOVING]
     return {
+        "name": name,
         "title": TASKS[name],
         "trivial": json.loads((folder / name / "trivial.json").read_text()),
-        "tables": {optimizer: table_of(results, optimizer) for optimizer in used},
-        "one_rate": {OPTIMIZERS[optimizer]: found for optimizer in used if (found := one_rate(results, optimizer))},
+        "tables": [table_of(results, optimizer) for optimizer in used],
+        "one_rate": [search for search in searches if search],
         "full_rank_gaps": full_rank_gaps(results, "muon"),
         "versions": results[0]["versions"],
     }
 
 
-def verdict(tasks: dict[str, Any]) -> list[str]:
-    """How much of the gap between plain W = A B and dense training OIALR closes, per task and optimizer."""
-    lines = []
-    for name, table in [(name, table) for name, task in tasks.items() for table in task["tables"].values()]:
-        dense, longer, both = (table["by_method"][m] for m in ("dense", "oialr_longer", "low_rank"))
-        closed = 1 - longer["gap"] / both["gap"]
-        seeds = f"{both['seeds']} seeds" if both["seeds"] > 1 else "one seed"
-        line = (
-            f'{name}, {table["optimizer"]}: dense {dense["validation"]:.4f}, `bases="longer"` {longer["gap"]:+.4f}, plain '
-            f"W = A B {both['gap']:+.4f} ({seeds}): {100 * closed:.0f} % of the gap closed (half was the aim), with "
-            f"{longer['trained'] / both['trained']:.0%} of the values of A B trained in the second half."
-        )
-        if dense["accuracy"] is not None:
-            points = longer["accuracy"] - dense["accuracy"]
-            line += f" Test accuracy {points:+.1f} points of dense (aim: -0.5)."
-        lines.append(line)
-    return lines
+def verdict(task: dict[str, Any], table: dict[str, Any]) -> str | None:
+    """How much of the gap between plain W = A B and dense training OIALR closes; None where one of them is missing."""
+    rows = table["by_method"]
+    longer = next((rows[method] for method in MOVING if method in rows), None)
+    if longer is None or "low_rank" not in rows:
+        return None
+    dense, both = rows["dense"], rows["low_rank"]
+    closed, trained = 1 - longer["gap"] / both["gap"], longer["trained"] / both["trained"]
+    text = (
+        f"{task['name']}, {table['optimizer']}, {min(longer['seeds'], both['seeds'])} seed(s): above dense, {longer['name']} "
+        f"{longer['gap']:+.4f}, plain W = A B {both['gap']:+.4f}: {closed:.0%} of the gap closed (half was the aim), "
+        f"{trained:.0%} of the values of A B trained in the second half."
+    )
+    if dense["accuracy"] is None:
+        return text
+    points = [row["accuracy"] - dense["accuracy"] for row in (longer, both)]
+    return f"{text} Test accuracy {points[0]:+.1f} points of dense (aim: at least -0.5), A B {points[1]:+.1f}."
 
 
-def best_rates(tasks: dict[str, Any]) -> list[str]:
-    """The rate that validation chose for every method, per task and optimizer."""
-    lines = []
-    for name, table in [(name, table) for name, task in tasks.items() for table in task["tables"].values()]:
-        found = ", ".join(f"{row['method'].replace('_', ' ')} {row['lr']:g}" for row in table["rows"])
-        lines.append(f"{name}, {table['optimizer']}: {found}")
-    return lines
+def best_rates(task: dict[str, Any], table: dict[str, Any]) -> str:
+    """The rate that validation chose for every method."""
+    found = ", ".join(f"{row['lr']:g} {row['method'].replace('_', ' ')}" for row in table["rows"])
+    return f"{task['name']}, {table['optimizer']}: {found}"
 
 
 def time_to_quality(folder: Path) -> list[dict[str, Any]]:
@@ -184,16 +186,17 @@ def step_time(folder: Path) -> dict[str, Any]:
 
 def facts(folder: Path) -> dict[str, Any]:
     """What the template needs."""
-    tasks = {name: task_of(name, folder) for name in TASKS}
+    tasks = [task_of(name, folder) for name in TASKS]
+    tables = [(task, table) for task in tasks for table in task["tables"]]
     return {
         "tasks": tasks,
         "rank": RANK,
-        "verdict": verdict(tasks),
-        "rates": best_rates(tasks),
+        "verdict": [line for task, table in tables if (line := verdict(task, table))],
+        "rates": [best_rates(task, table) for task, table in tables],
         "spikes": spikes_of(folder),
         "wide": time_to_quality(folder),
         "step_time": step_time(folder),
-        "versions": tasks["characters"]["versions"],
+        "versions": tasks[0]["versions"],
     }
 
 
