@@ -29,17 +29,19 @@ def draw(folder: Path, output: Path) -> None:
     results = {name: read(folder / name) for name in TASKS}
     kinds = [(name, optimizer) for name in TASKS for optimizer in OPTIMIZERS if curves(results[name], optimizer)]
     figure, axes = plt.subplots(len(kinds), 2, figsize=(9, 2.8 * len(kinds)), squeeze=False)
-    colours = dict(zip(NAMES, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip(NAMES, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
     for row, (name, optimizer) in zip(axes, kinds, strict=True):
-        for method, curve in curves(results[name], optimizer).items():
+        found = curves(results[name], optimizer)
+        final = min(curve[-1][-1] for curve in found.values())
+        for method, curve in found.items():
             steps, seconds, losses = zip(*curve, strict=True)
             for axis, along in zip(row, (steps, seconds), strict=True):
-                axis.plot(along, losses, label=method, color=colours[method], linewidth=1.2)
+                if None not in along:  # the clock of early runs counted other work too
+                    axis.plot(along, losses, label=method, color=colours[method], linewidth=1.2)
         for axis, label in zip(row, ("steps", "seconds"), strict=True):
-            final = [curve[-1][-1] for curve in curves(results[name], optimizer).values()]
-            axis.set_ylim(min(final) - 0.05, min(final) + 0.8)
             axis.set(xlabel=label, ylabel="validation loss", title=f"{name}, {OPTIMIZERS[optimizer]}")
-        row[0].legend(fontsize=7)
+            axis.set_ylim(final - 0.05, final + 0.8)
+        row[0].legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(output, dpi=75)
 

@@ -63,9 +63,14 @@ def row_of(results: list[dict[str, Any]], method: str, optimizer: str, rank: flo
         "held": chosen[0]["held"],
         "trained": mean(r["trained_in_second_half"] for r in chosen),
         "optimizer_values": chosen[0]["optimizer_values"],
-        "seconds": mean(r["curve"][-1][1] - r["curve"][-2][1] for r in chosen),
+        "seconds": _last_part(chosen[0]["curve"]),
         "grid": grid,
     }
+
+
+def _last_part(curve: list[list[float]]) -> float | None:
+    """Seconds between the last two points; None where the clock ran while other work had the processor."""
+    return None if curve[-1][1] is None else curve[-1][1] - curve[-2][1]
 
 
 def table_of(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def table_of(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
     rows = [row_of(results, m, optimizer, 1.0 if m == "dense" else RANK) for m in NAMES if m in tried]
     dense = rows[0]
     for row in rows:
-        row["time"] = row["seconds"] / dense["seconds"]
+        row["time"] = row["seconds"] / dense["seconds"] if row["seconds"] and dense["seconds"] else None
         pairs = list(zip(row["losses"], dense["losses"], strict=False))
         row["gap"] = mean(own - other for own, other in pairs)
     return {
@@ -135,9 +140,9 @@ def verdict(task: dict[str, Any], table: dict[str, Any]) -> str | None:
     dense, both = rows["dense"], rows["low_rank"]
     closed, trained = 1 - longer["gap"] / both["gap"], longer["trained"] / both["trained"]
     text = (
-        f"{task['name']}, {table['optimizer']}, {min(longer['seeds'], both['seeds'])} seed(s): above dense, {longer['name']} "
-        f"{longer['gap']:+.4f}, plain W = A B {both['gap']:+.4f}: {closed:.0%} of the gap closed (half was the aim), "
-        f"{trained:.0%} of the values of A B trained in the second half."
+        f"{task['name']}, {table['optimizer']}, {min(longer['seeds'], both['seeds'])} seed(s): above dense, "
+        f"{longer['name']} {longer['gap']:+.4f}, plain W = A B {both['gap']:+.4f}: {closed:.0%} of the gap closed "
+        f"(half was the aim), {trained:.0%} of the values of A B trained in the second half."
     )
     if dense["accuracy"] is None:
         return text
