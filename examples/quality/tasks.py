@@ -93,7 +93,8 @@ class Pictures:
         width = self.size.width
         size: Any = {"image_size": 32, "patch_size": 8, "num_labels": 10, "hidden_size": width}
         size |= {"num_hidden_layers": self.size.layers, "num_attention_heads": self.size.heads}
-        return ViTForImageClassification(ViTConfig(**size, intermediate_size=4 * width)).to(self.device)
+        model: Any = ViTForImageClassification(ViTConfig(**size, intermediate_size=4 * width))
+        return model.to(self.device)
 
     def batches(self, seed: int) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(1000 + seed)
