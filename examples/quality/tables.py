@@ -85,6 +85,7 @@ def table_of(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
     return {
         "optimizer": OPTIMIZERS[optimizer],
         "rows": rows,
+        "timed": all(row["time"] for row in rows),
         "by_method": {row["method"]: row for row in rows},
         "rates": sorted({rate for row in rows for rate in row["grid"]}),
         "steps": next(r["steps"] for r in results if r["optimizer"] == optimizer),
@@ -150,6 +151,24 @@ def verdict(task: dict[str, Any], table: dict[str, Any]) -> str | None:
     return f"{text} Test accuracy {points[0]:+.1f} points of dense (aim: at least -0.5), A B {points[1]:+.1f}."
 
 
+def _worth_of_activations(rows: dict[str, dict[str, Any]]) -> float:
+    """The loss that `activation_aware` saves, on average over the forms of OIALR that were run with it and without."""
+    pairs = [(row, rows[f"{method}_plain"]) for method, row in rows.items() if f"{method}_plain" in rows]
+    return mean(plain["validation"] - aware["validation"] for aware, plain in pairs)
+
+
+def _beside_the_best(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """What half and twice the best rate cost in loss, at least and at most: dense training and bases that move."""
+    grids = [row["grid"] for row in rows if row["method"] in ("dense", *MOVING)]
+    costs = [
+        grid[rate] - min(grid.values())
+        for grid in grids
+        for rate in grid
+        if 0.4 < rate / min(grid, key=lambda each: grid[each]) < 2.1 and grid[rate] > min(grid.values())
+    ]
+    return min(costs), max(costs)
+
+
 def best_rates(task: dict[str, Any], table: dict[str, Any]) -> str:
     """The rate that validation chose for every method."""
     found = ", ".join(f"{row['lr']:g} {row['method'].replace('_', ' ')}" for row in table["rows"])
@@ -196,6 +215,8 @@ def facts(folder: Path) -> dict[str, Any]:
     return {
         "tasks": tasks,
         "rank": RANK,
+        "worth": _worth_of_activations(tasks[0]["tables"][0]["by_method"]),
+        "beside": _beside_the_best([row for _, table in tables for row in table["rows"]]),
         "verdict": [line for task, table in tables if (line := verdict(task, table))],
         "rates": [best_rates(task, table) for task, table in tables],
         "spikes": spikes_of(folder),
