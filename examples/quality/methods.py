@@ -55,7 +55,7 @@ def adapt(
 ) -> tuple[nn.Module, torch.optim.Optimizer, OIALRUpdater]:
     """The parts of an OIALR run: the model with its adapter, the optimizer, the updater."""
     given = {"train_rest": True, "sigma_cutoff": 0.0, "lr_scale": "match", **fields}
-    config = OIALRConfig(r=settings.rank, target_modules=hidden(model), **given)
+    config = OIALRConfig(r=float(settings.rank), target_modules=hidden(model), **given)
     adapted = get_peft_model(model, config)  # type: ignore[arg-type]
     optimizer = make_optimizer(adapted, settings)
     return adapted, optimizer, OIALRUpdater(adapted, optimizer, total_steps=settings.steps)
