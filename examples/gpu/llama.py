@@ -21,8 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(EXAMPLES / "quality"), str(EXAMPLES / "benchmarks")]
-from gpt import SIZES, Size, Text  # noqa: E402
+from gpt import SIZES, Size  # noqa: E402
 from run import METHODS, Settings, train  # type: ignore[import]  # noqa: E402  # quality's, not this folder's
+from tasks import Characters  # type: ignore[import]  # noqa: E402  # quality's too
 from timing import write  # noqa: E402
 
 
@@ -59,10 +60,10 @@ def main() -> None:
         text = parsed.text or Path(folder) / "letters.txt"
         if parsed.text is None:
             text.write_text("".join(random.Random(0).choices("abcdefgh", k=4000)))
-        task = Text(text, SHAPES[parsed.size], parsed.device)
+        task = Characters(text, SHAPES[parsed.size], parsed.device, Llama)
     rank = 1.0 if parsed.method == "dense" else 0.25
     settings = Settings(parsed.lr, rank, parsed.steps)
-    found = train(parsed.method, task, settings, parsed.seed, points=min(40, parsed.steps), make=Llama)
+    found = train(parsed.method, task, settings, parsed.seed, points=min(40, parsed.steps))
     write(parsed.output, [], method=parsed.method, seed=parsed.seed, lr=parsed.lr, rank=rank, **found)
 
 

@@ -26,6 +26,7 @@ SIZES = {
     "tiny": Size(layers=2, width=32, heads=2, context=16, batch=4),  # for tests
     "small": Size(layers=3, width=128, heads=4, context=64, batch=16),  # a run takes minutes on one core
     "medium": Size(layers=4, width=192, heads=6, context=128, batch=16),
+    "wide": Size(layers=1, width=512, heads=8, context=64, batch=16),  # where products dominate
     "nano": Size(layers=6, width=384, heads=6, context=256, batch=64),  # nanoGPT's 10.7M parameters, for a GPU
 }
 

@@ -1,8 +1,8 @@
-"""The methods that are compared: each turns a dense model into the one that trains, and says what a step needs."""
+"""Dense training and OIALR: each turns a dense model into the one that trains, and says what a step needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,28 +15,12 @@ from oialr_peft import MuonAdamW, OIALRConfig, OIALRUpdater
 
 @dataclass
 class Trained:
-    """A model in training; `after_step` runs after every optimizer step."""
+    """A model in training; `after_step` runs after every optimizer step, `rate(step)` is a factor on the schedule."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     after_step: Callable[[], Any] = field(default=lambda: None)
-
-
-class LowRank(nn.Module):
-    """W = A B, both trained, from the spectral start: the singular values of the weight shared evenly."""
-
-    def __init__(self, dense: nn.Linear, rank: int) -> None:
-        super().__init__()
-        u, s, vh = torch.linalg.svd(dense.weight.detach(), full_matrices=False)
-        root = s[:rank].sqrt()
-        self.down = nn.Linear(dense.in_features, rank, bias=False)
-        self.up = nn.Linear(rank, dense.out_features, bias=dense.bias is not None)
-        self.down.weight, self.up.weight = nn.Parameter(root[:, None] * vh[:rank]), nn.Parameter(u[:, :rank] * root)
-        if dense.bias is not None:
-            self.up.bias = dense.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.up(self.down(x))
+    rate: Callable[[int], float] = field(default=lambda step: 1.0)
 
 
 @dataclass(frozen=True)
@@ -50,36 +34,46 @@ class Settings:
     weight_decay: float = 0.1
 
 
+def hidden(model: nn.Module) -> list[str]:
+    """The names of the layers that every method takes: the linear ones but heads."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in linear if not name.endswith(("classifier", "lm_head"))]
+
+
 def dense(model: nn.Module, settings: Settings) -> Trained:
-    return Trained(model, make_optimizer(model, settings))
-
-
-def low_rank(model: nn.Module, settings: Settings) -> Trained:
-    """Plain W = A B in every hidden layer, from the first step on."""
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
-        rank = max(1, round(settings.rank * min(layer.weight.shape)))
-        model.set_submodule(name, LowRank(layer, rank).to(layer.weight.device))
     return Trained(model, make_optimizer(model, settings))
 
 
 def oialr(model: nn.Module, settings: Settings, **fields: Any) -> Trained:
     """OIALR from scratch, everything else trained too; `fields` of OIALRConfig."""
-    config = OIALRConfig(r=settings.rank, train_rest=True, sigma_cutoff=0.0, lr_scale="match", **fields)
-    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
-    optimizer = make_optimizer(adapted, settings)
-    updater = OIALRUpdater(adapted, optimizer, total_steps=settings.steps)
+    adapted, optimizer, updater = adapt(model, settings, **fields)
     return Trained(adapted, optimizer, updater.step)
 
 
-def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Muon for hidden matrices and AdamW for the rest, or AdamW for all; decay on matrices only."""
+def adapt(
+    model: nn.Module, settings: Settings, **fields: Any
+) -> tuple[nn.Module, torch.optim.Optimizer, OIALRUpdater]:
+    """The parts of an OIALR run: the model with its adapter, the optimizer, the updater."""
+    given = {"train_rest": True, "sigma_cutoff": 0.0, "lr_scale": "match", **fields}
+    config = OIALRConfig(r=float(settings.rank), target_modules=hidden(model), **given)
+    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    optimizer = make_optimizer(adapted, settings)
+    return adapted, optimizer, OIALRUpdater(adapted, optimizer, total_steps=settings.steps)
+
+
+def make_optimizer(
+    model: nn.Module, settings: Settings, undecayed: Collection[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Muon for hidden matrices and AdamW for the rest, or AdamW for all; decay on matrices but `undecayed` only."""
     if settings.optimizer == "muon":
         return MuonAdamW.from_model(
             model, muon_lr=settings.lr, lr=settings.lr / 10, weight_decay=settings.weight_decay
         )
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained, without = [p for p in model.parameters() if p.requires_grad], {id(p) for p in undecayed}
+    decayed = [p for p in trained if p.ndim > 1 and id(p) not in without]
+    rest = [p for p in trained if p.ndim <= 1 or id(p) in without]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=(0.9, 0.95))

@@ -1,4 +1,4 @@
-"""README.md of this folder, from the results: python tables.py"""
+"""README.md of this folder, from the results: python tables.py; the pictures by python plots.py"""
 
 from __future__ import annotations
 
@@ -8,96 +8,199 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from gpt import SIZES, Text
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from sweep import best_rate, read
+from reading import MOVING, beside_the_best, best_rates, verdict, worth_of_activations
+from sweep import best_rate, read, runs_of
 
 
 HERE = Path(__file__).parent
+LONGER, FROZEN, PLAIN = 'OIALR, `bases="longer"`', 'OIALR, `bases="frozen"`', ", `activation_aware=False`"
 NAMES = {
     "dense": "dense",
-    "oialr_longer": 'OIALR, `bases="longer"`, `delay=0.3`',
-    "oialr_longer_then_sigma": "the same, `freeze_bases=0.65`: sigma alone after",
+    "oialr_longer": f"{LONGER}, `delay=0.3`",
+    "oialr_longer_plain": f"{LONGER}, `delay=0.3`{PLAIN}",
+    "oialr_longer_early": f"{LONGER}, `delay=0.1`",
+    "oialr_longer_from_start": f"{LONGER}, from step 0",
+    "oialr_longer_then_sigma": f"{LONGER}, `delay=0.3`, `freeze_bases=0.65`",
+    "oialr_longer_then_sigma_plain": f"{LONGER}, `delay=0.3`, `freeze_bases=0.65`{PLAIN}",
+    "oialr_sigma": f"{FROZEN}, `delay=0.3`",
+    "oialr_sigma_plain": f"{FROZEN}, `delay=0.3`{PLAIN}",
     "low_rank": "plain W = A B from step 0",
-    "oialr_sigma": 'OIALR, `bases="frozen"`, `delay=0.3`',
+    "low_rank_frobenius": "plain W = A B, Frobenius decay",
+    "relora": "ReLoRA-like restarts, after 30 % dense",
+    "merged_lora": "LoRA merged at intervals, after 30 % dense",
+    "galore": "GaLore",
 }
-
-
+TASKS = {
+    "characters": "A GPT on the characters of TinyShakespeare (nats per character)",
+    "pictures": "A ViT on CIFAR-10 (cross-entropy)",
+}
+OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW"}
 RANK = 0.25  # of the comparison
 RANKS = (1.0, 0.5, RANK, 0.1)  # of the search for one rate
 
 
-def row_of(results: list[dict[str, Any]], method: str, rank: float) -> dict[str, Any]:
-    """A line of the table: the runs of a method at the rate that validation chose."""
-    own = [r for r in results if (r["method"], r["rank"]) == (method, rank)]
-    rate = best_rate(results, method, rank)
-    chosen = [r for r in own if r["lr"] == rate]
+def row_of(results: list[dict[str, Any]], method: str, optimizer: str, rank: float) -> dict[str, Any]:
+    """A line of a table: the runs of a method at the rate that validation chose."""
+    own = runs_of(results, method, optimizer, rank)
+    rate = best_rate(own)
+    chosen = sorted((r for r in own if r["lr"] == rate), key=lambda r: r["seed"])
     grid = {r["lr"]: r["validation"] for r in own if r["seed"] == 0}
     losses = [r["validation"] for r in chosen]
+    accuracies = [r["test_accuracy"] for r in chosen if "test_accuracy" in r]
     return {
+        "method": method,
         "name": NAMES[method],
         "lr": rate,
         "edge": rate in (min(grid), max(grid)),
+        "seeds": len(chosen),
+        "losses": losses,
         "validation": mean(losses),
         "low": min(losses),
         "high": max(losses),
         "test": mean(r["test"] for r in chosen),
+        "accuracy": 100 * mean(accuracies) if accuracies else None,
         "held": chosen[0]["held"],
         "trained": mean(r["trained_in_second_half"] for r in chosen),
-        "seconds": mean(r["curve"][-1][1] - r["curve"][-2][1] for r in chosen),
+        "optimizer_values": chosen[0]["optimizer_values"],
+        "seconds": _last_part(chosen[0]["curve"]),
         "grid": grid,
     }
 
 
-def facts(results: list[dict[str, Any]], bigram: float) -> dict[str, Any]:
-    """What the template needs."""
-    rows = {method: row_of(results, method, 1.0 if method == "dense" else RANK) for method in NAMES}
-    ranks = {rank: row_of(results, "oialr_longer", rank) for rank in RANKS}
-    for row in rows.values():
-        row["time"] = row["seconds"] / rows["dense"]["seconds"]
-    held = [row["held"] for method, row in rows.items() if method != "dense"]
-    gap = rows["low_rank"]["validation"] - rows["dense"]["validation"]
+def _last_part(curve: list[list[float]]) -> float | None:
+    """Seconds between the last two points; None where the clock ran while other work had the processor."""
+    return None if curve[-1][1] is None else curve[-1][1] - curve[-2][1]
+
+
+def table_of(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
+    """The methods of one task by one optimizer."""
+    tried = {r["method"] for r in results if r["optimizer"] == optimizer}
+    rows = [row_of(results, m, optimizer, 1.0 if m == "dense" else RANK) for m in NAMES if m in tried]
+    dense = rows[0]
+    for row in rows:
+        row["time"] = row["seconds"] / dense["seconds"] if row["seconds"] and dense["seconds"] else None
+        pairs = list(zip(row["losses"], dense["losses"], strict=False))
+        row["gap"] = mean(own - other for own, other in pairs)
     return {
-        "rows": list(rows.values()),
-        "ranks": {"dense": rows["dense"], **{f"{100 * rank:.0f} % of the rank": row for rank, row in ranks.items()}},
-        "full_rank_gaps": _gaps(results),
-        "rates": sorted({r["lr"] for r in results}),
-        "seeds": sorted({r["seed"] for r in results}),
-        "steps": results[0]["steps"],
-        "rank": RANK,
-        "spread": max(held) / min(held) - 1,
-        "bigram": bigram,
-        "closed": round(100 * (rows["low_rank"]["validation"] - rows["oialr_longer"]["validation"]) / gap),
-        "share": rows["oialr_longer"]["trained"] / rows["low_rank"]["trained"],
+        "optimizer": OPTIMIZERS[optimizer],
+        "rows": rows,
+        "timed": all(row["time"] for row in rows),
+        "by_method": {row["method"]: row for row in rows},
+        "rates": sorted({rate for row in rows for rate in row["grid"]}),
+        "steps": next(r["steps"] for r in results if r["optimizer"] == optimizer),
+    }
+
+
+def one_rate(results: list[dict[str, Any]], optimizer: str, method: str) -> dict[str, Any] | None:
+    """The grid of rates at every rank, and how many steps of it the best ones are apart; None with one rank."""
+    found = {"dense": row_of(results, "dense", optimizer, 1.0)}
+    for rank in RANKS:
+        if runs_of(results, method, optimizer, rank):
+            found[f"{100 * rank:.0f} % of the rank"] = row_of(results, method, optimizer, rank)
+    if len(found) <= 2:
+        return None
+    rates = sorted({rate for row in found.values() for rate in row["grid"]})
+    best = [rates.index(row["lr"]) for row in found.values()]
+    title = f"{OPTIMIZERS[optimizer]}, {'without' if method.endswith('_plain') else 'with'} `activation_aware`"
+    return {"title": title, "rows": found, "rates": rates, "apart": max(best) - min(best)}
+
+
+def full_rank_gaps(results: list[dict[str, Any]], optimizer: str) -> list[float]:
+    """Validation loss at full rank less that of dense training, seed by seed, at the rate chosen for dense."""
+    rate = best_rate(runs_of(results, "dense", optimizer, 1.0))
+    dense, moving = (
+        {r["seed"]: r["validation"] for m in methods for r in runs_of(results, m, optimizer, 1.0) if r["lr"] == rate}
+        for methods in (("dense",), MOVING)
+    )
+    return [moving[seed] - dense[seed] for seed in sorted(moving)]
+
+
+def task_of(name: str, folder: Path) -> dict[str, Any]:
+    """All tables of a task."""
+    results = read(folder / name)
+    used = [optimizer for optimizer in OPTIMIZERS if any(r["optimizer"] == optimizer for r in results)]
+    searches = [one_rate(results, optimizer, method) for optimizer in used for method in MOVING]
+    return {
+        "name": name,
+        "title": TASKS[name],
+        "trivial": json.loads((folder / name / "trivial.json").read_text()),
+        "tables": [table_of(results, optimizer) for optimizer in used],
+        "one_rate": [search for search in searches if search],
+        "full_rank_gaps": full_rank_gaps(results, "muon"),
         "versions": results[0]["versions"],
     }
 
 
-def _gaps(results: list[dict[str, Any]]) -> list[float]:
-    """Validation loss at full rank less that of dense training, seed by seed, at the rate chosen for dense."""
-    rate = best_rate(results, "dense", 1.0)
-    losses = {(r["method"], r["seed"]): r["validation"] for r in results if (r["lr"], r["rank"]) == (rate, 1.0)}
-    seeds = sorted(seed for method, seed in losses if method == "oialr_longer")
-    return [losses["oialr_longer", seed] - losses["dense", seed] for seed in seeds]
+def time_to_quality(folder: Path) -> list[dict[str, Any]]:
+    """The runs of the wide model: seconds to the final validation loss of the dense one of the same optimizer."""
+    runs = [json.loads(path.read_text()) for path in sorted((folder / "wide").glob("*.json"))]
+    dense = {run["optimizer"]: run for run in runs if run["method"] == "dense"}
+    rows = []
+    for run in sorted(runs, key=lambda run: (run["optimizer"] != "muon", run["method"] != "dense", run["steps"])):
+        aim, whole = dense[run["optimizer"]]["validation"], dense[run["optimizer"]]["curve"][-1][1]
+        reached = next((seconds for _, seconds, loss in run["curve"] if loss <= aim), None)
+        row = {"optimizer": OPTIMIZERS[run["optimizer"]], "name": NAMES[run["method"]], "share": None}
+        row |= {"steps": run["steps"], "validation": run["validation"], "seconds": run["curve"][-1][1] / whole}
+        rows.append(row if reached is None else {**row, "share": reached / whole})
+    return rows
+
+
+def spikes_of(folder: Path) -> dict[str, Any]:
+    """The changes of the loss after an update, per case: the largest, their mean size, their mean."""
+    found = json.loads((folder / "spikes.json").read_text())
+    for case in found["cases"]:
+        changes = [change for some in case["changes"] for change in some]
+        sizes = [abs(change) for change in changes]
+        case |= {"largest": max(sizes), "size": mean(sizes), "mean": mean(changes)}
+        case["optimizer"] = OPTIMIZERS[case["optimizer"]]
+    return found
+
+
+def step_time(folder: Path) -> dict[str, Any]:
+    """The ratios of step_time.py."""
+    found = json.loads((folder / "step_time.json").read_text())
+    ratios = {OPTIMIZERS[name]: each["ratio"] for name, each in found["optimizers"].items()}
+    rounds = len(found["optimizers"]["muon"]["rounds"])
+    return {"rank": found["rank"], "ratios": ratios, "rounds": rounds}
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What the template needs."""
+    tasks = [task_of(name, folder) for name in TASKS]
+    tables = [(task, table) for task in tasks for table in task["tables"]]
+    return {
+        "tasks": tasks,
+        "rank": RANK,
+        "worth": worth_of_activations(tasks[0]["tables"][0]["by_method"]),
+        "beside": beside_the_best([row for _, table in tables for row in table["rows"]]),
+        "verdict": [line for task, table in tables if (line := verdict(task, table))],
+        "rates": [best_rates(task, table) for task, table in tables],
+        "spikes": spikes_of(folder),
+        "wide": time_to_quality(folder),
+        "step_time": step_time(folder),
+        "versions": tasks[0]["versions"],
+    }
+
+
+def render(folder: Path) -> str:
+    """The README for a folder of results."""
+    environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.get_template("README.md.jinja").render(facts(folder))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", type=Path, help="TinyShakespeare's input.txt, to measure the trivial row again")
+    parser.add_argument("--data", type=Path, help="folder of the data, to measure the trivial rows again")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parsed = parser.parse_args()
-    trivial = parsed.results / "trivial.json"
-    if parsed.text is not None:
-        bigram = Text(parsed.text, SIZES["small"]).bigram_loss("test")
-        trivial.write_text(json.dumps({"bigram": bigram}) + "\n")
+    if parsed.data is not None:
+        from tasks import TASKS as KINDS
+
+        for name, kind in KINDS.items():
+            trivial = kind(parsed.data, kind.sizes["small"]).trivial()
+            (parsed.results / name / "trivial.json").write_text(json.dumps(trivial) + "\n")
     (HERE / "README.md").write_text(render(parsed.results))
-
-
-def render(results: Path) -> str:
-    """The README for a folder of results."""
-    environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
-    bigram = json.loads((results / "trivial.json").read_text())["bigram"]
-    return environment.get_template("README.md.jinja").render(facts(read(results), bigram))
 
 
 if __name__ == "__main__":

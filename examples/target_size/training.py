@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tasks import TASKS
 from torch import nn
+
+
+sys.path.append(str(Path(__file__).parents[1] / "quality"))
+from tasks import TASKS
 
 
 def arguments(description: str | None, shares: Sequence[float]) -> argparse.ArgumentParser:
