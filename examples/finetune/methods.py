@@ -68,7 +68,7 @@ def _lora(**settings: Any) -> Make:
 def _adalora(model: Any, layers: Layers, steps: int) -> tuple[nn.Module, int]:
     """Starts at one and a half times the rank and ends at it, the authors' way."""
     first = LORA * 3 // 2
-    phases = {"tinit": steps // 10, "tfinal": steps // 3, "total_step": steps}
+    phases: dict[str, Any] = {"tinit": steps // 10, "tfinal": steps // 3, "total_step": steps}
     return _peft(model, layers, AdaLoraConfig(init_r=first, target_r=LORA, lora_alpha=2 * first, **phases)), LORA
 
 

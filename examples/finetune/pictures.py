@@ -31,16 +31,13 @@ class Pictures:
     base_steps, base_rate, steps = 1000, 1e-3, 60
 
     def __init__(self, data: Path, tiny: bool = False) -> None:
-        count = 400 if tiny else 30_000
         self.layers, self.width = (1, 16) if tiny else (3, 64)
-        seven = [label for label in range(10) if label not in OTHERS]
-        train, test = data / "cifar10-jpeg" / "train.parquet", data / "cifar10-jpeg" / "test.parquet"
-        self.many = read(train, seven, count)
-        pictures, labels = read(train, OTHERS, count)
+        self.file, self.count = data / "cifar10-jpeg" / "train.parquet", 400 if tiny else 30_000
+        pictures, labels = read(self.file, OTHERS, 400 if tiny else 5_000)
         few = slice(min(FEW, len(labels) // 2))
         self.few = pictures[few], labels[few]
         self.parts = {"validation": (pictures[few.stop :][:VALIDATE], labels[few.stop :][:VALIDATE])}
-        self.parts["test"] = read(test, OTHERS, 200 if tiny else 7_000)
+        self.parts["test"] = read(data / "cifar10-jpeg" / "test.parquet", OTHERS, 200 if tiny else 7_000)
         self.digests = {"pictures": hashlib.sha256(self.few[0].numpy().tobytes()).hexdigest()[:12]}
 
     def untrained(self) -> nn.Module:
@@ -49,7 +46,8 @@ class Pictures:
         return ViTForImageClassification(ViTConfig(**size, **shape))
 
     def pretraining(self) -> tuple[nn.Module, Iterator[dict[str, torch.Tensor]]]:
-        return self.untrained(), drawn(*self.many, batch=64, seed=0)
+        seven = [label for label in range(10) if label not in OTHERS]
+        return self.untrained(), drawn(*read(self.file, seven, self.count), batch=64, seed=0)
 
     def start(self, base: nn.Module) -> nn.Module:
         net: Any = copy.deepcopy(base)

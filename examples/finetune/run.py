@@ -158,15 +158,17 @@ def main() -> None:
         made = run(name, seed, rate, bar, task, base, record["steps"])
         record["seconds"] += time.process_time() - began
         record["runs"].append(made)
+        record["runs"].sort(key=lambda made: (list(METHODS).index(made["method"]), made["seed"], made["rate"]))
         parsed.output.parent.mkdir(parents=True, exist_ok=True)
         parsed.output.write_text(json.dumps(record, indent=1) + "\n")
         print(json.dumps(made), flush=True)
         return made
 
-    names = [name for name in parsed.methods if name != "head alone" or task.heads]
-    tried = {name: [found(name, first, rate) for rate in parsed.rates] for name in names}
-    for name in names:
-        best = task.best(tried[name], key=lambda made: made["validation"])
+    for name in parsed.methods:
+        if name == "head alone" and not task.heads:
+            continue
+        tried = [found(name, first, rate) for rate in parsed.rates]
+        best = task.best(tried, key=lambda made: made["validation"])
         for seed in others:
             found(name, seed, best["rate"])
 

@@ -64,7 +64,7 @@ class Sentences:
         tokenizer.enable_padding(pad_id=PAD)
         tokenizer.enable_truncation(LONGEST)
         self.tokenizer, self.text, self.words = tokenizer, text, tokenizer.get_vocab_size()
-        self.few = tuple(values[:FEW] for values in parts["train"])
+        self.few = parts["train"][0][:FEW], parts["train"][1][:FEW]
         self.parts = {"validation": parts["dev"], "test": parts["test"]}
         self.digests = {"text": hashlib.sha256("\n".join(text).encode()).hexdigest()[:12]}
 

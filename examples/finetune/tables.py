@@ -46,7 +46,7 @@ def task_of(record: dict[str, Any]) -> dict[str, Any]:
     ahead, spread = better * (ours["mean"] - best["mean"]), max(ours["spread"], best["spread"])
     full = rows["full"]["mean"]
     gains = {name: better * (full - rows[name]["mean"]) for name in OTHERS[:2] if name in rows}
-    costs = {name: better * (ours["mean"] - rows[name]["mean"]) for name in OURS[1:]}
+    costs = {name: better * (ours["mean"] - rows[name]["mean"]) for name in OURS[1:] if name in rows}
     return {
         "name": record["task"],
         "unit": UNITS[record["task"]],
