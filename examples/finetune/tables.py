@@ -31,6 +31,8 @@ def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
         tried = [run for run in runs if run["seed"] == record["seeds"][0] and run["rate"] in record["rates"]]
         best = max(tried, key=lambda run: (sign(record["task"]) * run["validation"], -run["rate"]))
         chosen = sorted((run for run in runs if run["rate"] == best["rate"]), key=lambda run: run["seed"])
+        if [run["seed"] for run in chosen] != record["seeds"]:
+            continue  # its seeds are still to run
         tests, reloads = [run["test"] for run in chosen], [run["reload"] for run in chosen if "reload" in run]
         edge = best["rate"] in (min(record["rates"]), max(record["rates"]))
         row = {**best, "tests": tests, "mean": mean(tests), "spread": max(tests) - min(tests), "edge": edge}
