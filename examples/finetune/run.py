@@ -2,122 +2,175 @@
 
 What the output file has already, of the same steps, is not run again: a wider grid costs its new rates alone.
 
-python run.py --data DATA --output results/plays.json
+python run.py --data DATA --task plays --output results/plays.json
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-import torch.nn.functional as F
-from corpora import Corpus, model, plays, sources
-from methods import METHODS
+import transformers
+from methods import METHODS, layers_of
+from peft import PeftModel
+from pictures import Pictures
+from plays import Plays
+from sentences import Sentences
 from torch import nn
 
 import oialr_peft
 from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft.plain import model_size
 
 
-def train(net: Any, corpus: Corpus, seed: int, steps: int, rate: float) -> nn.Module:
+TASKS: dict[str, Any] = {"plays": Plays, "pictures": Pictures, "sentences": Sentences}
+
+
+def train(net: Any, batches: Iterator[dict[str, torch.Tensor]], steps: int, rate: float) -> nn.Module:
     """AdamW with a warm-up over a tenth of the steps and a linear way down to zero."""
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
-    config = getattr(net, "peft_config", {}).get("default")
-    updater = OIALRUpdater(net, optimizer) if isinstance(config, OIALRConfig) else None
+    follow = following(net, optimizer, steps)
     warm = max(1, steps // 10)
-    batches = corpus.batches(seed)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min((step + 1) / warm, (steps - step) / (steps - warm + 1))
-        tokens, following = next(batches)
-        F.cross_entropy(net(tokens).mT, following).backward()
+        net(**next(batches)).loss.backward()
         optimizer.step()
+        follow(step)
         optimizer.zero_grad()
-        if updater is not None:
-            updater.step()
     return net
 
 
-def size_of(net: Any) -> dict[str, int]:
-    """What trains, and the bytes of the weights file."""
-    trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    if not hasattr(net, "peft_config"):
-        return {"trainable": trainable, "bytes": sum(p.nbytes for p in net.parameters())}
+def following(net: Any, optimizer: torch.optim.Optimizer, steps: int) -> Callable[[int], Any]:
+    """What a method wants done after each step, before gradients are cleared."""
+    config = getattr(net, "peft_config", {}).get("default")
+    if isinstance(config, OIALRConfig):
+        updater = OIALRUpdater(net, optimizer, total_steps=steps)
+        return lambda step: updater.step()
+    if isinstance(config, peft.AdaLoraConfig):
+        return net.base_model.update_and_allocate
+    return lambda step: None
+
+
+@torch.no_grad()
+def saved(net: Any, start: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Bytes of the weights file, and by how much outputs differ after loading, as a share of the largest."""
+    if not isinstance(net, PeftModel):
+        return {"bytes": sum(p.nbytes for p in net.parameters())}
     with tempfile.TemporaryDirectory() as folder:
         net.save_pretrained(folder)
-        return {"trainable": trainable, "bytes": (Path(folder) / "adapter_model.safetensors").stat().st_size}
-
-
-def earlier(parsed: argparse.Namespace) -> dict[str, Any]:
-    """What an earlier run wrote to the output, if it was of the same model and steps."""
-    if not parsed.output.exists():
-        return {}
-    made = json.loads(parsed.output.read_text())
-    alike = all(made[name] == getattr(parsed, name) for name in ("size", "base_steps", "steps"))
-    return made if alike else {}
+        size = (Path(folder) / "adapter_model.safetensors").stat().st_size
+        loaded = PeftModel.from_pretrained(start, folder)  # type: ignore[arg-type]
+    here, there = net(**batch).logits, loaded(**batch).logits
+    found = {"bytes": size, "reload": float((here - there).abs().max() / here.abs().max())}
+    config: Any = net.peft_config["default"]
+    if isinstance(config, OIALRConfig) and not config.residual:
+        found["held"] = model_size(net).share
+    return found
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of tinyshakespeare/")
-    parser.add_argument("--size", default="small", help="of the model, as in examples/quality")
+    parser.add_argument("--data", type=Path, required=True, help="folder of tinyshakespeare/, cifar10-jpeg/ and SST2/")
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--tiny", action="store_true", help="models and data for a test")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--base-steps", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--base-steps", type=int, help="of pretraining; the task's own by default")
+    parser.add_argument("--steps", type=int, help="of fine-tuning; the task's own by default")
+    parser.add_argument("--base", type=Path, help="file that keeps the pretrained base for the next call")
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
+
+
+def pretrained(task: Any, steps: int, file: Path | None) -> nn.Module:
+    """The base, from its file if there is one."""
+    torch.manual_seed(0)
+    if file is not None and file.exists():
+        base = task.untrained()
+        base.load_state_dict(torch.load(file))
+        return base
+    base, batches = task.pretraining()
+    train(base, batches, steps, task.base_rate)
+    if file is not None:
+        torch.save(base.state_dict(), file)
+    return base
+
+
+def record_of(parsed: argparse.Namespace, task: Any) -> dict[str, Any]:
+    """What an earlier run wrote to the output, or a new record."""
+    steps = {"base_steps": parsed.base_steps or task.base_steps, "steps": parsed.steps or task.steps}
+    if parsed.output.exists():
+        made = json.loads(parsed.output.read_text())
+        if any(made[name] != value for name, value in steps.items()):
+            raise SystemExit(f"{parsed.output} is of other steps than {steps}; name another --output.")
+        return made | {"rates": parsed.rates, "seeds": parsed.seeds}
+    versions = {name: module.__version__ for name, module in (("torch", torch), ("transformers", transformers))}
+    versions |= {"peft": peft.__version__, "oialr_peft": oialr_peft.__version__, "python": sys.version.split()[0]}
+    versions |= {"machine": platform.machine(), "threads": "1"}
+    given = {"task": parsed.task, "rates": parsed.rates, "seeds": parsed.seeds, **steps}
+    return {**given, "data": task.digests, "trivial": task.trivial(), "versions": versions, "seconds": 0.0, "runs": []}
+
+
+def run(name: str, seed: int, rate: float, bar: Any, task: Any, base: nn.Module, steps: int) -> dict[str, Any]:
+    """One method trained at one rate; where validation is not worse than `bar`, its file and test figure too."""
+    torch.manual_seed(seed)
+    untrained = task.untrained()
+    torch.manual_seed(seed)
+    start = task.start(untrained if name == "from scratch" else base)
+    again = task.start(base)
+    net, rank = METHODS[name](start, layers_of(start, task), steps)
+    trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    train(net, task.batches(seed), steps, rate)
+    validation = task.figure(net, "validation")
+    made = {"method": name, "rank": rank, "seed": seed, "rate": rate, "trainable": trainable, "validation": validation}
+    if bar is not None and task.best(bar, validation) != validation:
+        return made
+    return made | saved(net, again, next(task.batches(seed))) | {"test": task.figure(net, "test")}
 
 
 def main() -> None:
     parsed = arguments()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    began = time.perf_counter()
-    code, text = sources(parsed.size), plays(parsed.data, parsed.size)
-    base = train(model(parsed.size), code, 0, parsed.base_steps, 2e-3)
-    print(f"base: {code.loss(base, 'test'):.4f} on sources, {text.loss(base, 'test'):.4f} on plays", flush=True)
-
-    made = earlier(parsed)
-
-    def run(name: str, seed: int, rate: float) -> dict[str, Any]:
-        make, rank = METHODS[name]
-        for found in made.get("tried", []) + made.get("runs", []):
-            if (found["method"], found["rank"], found["seed"], found["rate"]) == (name, rank, seed, rate):
-                return found
-        torch.manual_seed(seed)
-        net = make(copy.deepcopy(base), rank)
-        size = size_of(net)
-        train(net, text, seed, parsed.steps, rate)
-        losses = {part: text.loss(net, part) for part in ("validation", "test")}
-        found = {"method": name, "rank": rank, "seed": seed, "rate": rate, **size, **losses}
-        print(json.dumps(found), flush=True)
-        return found
-
+    task = TASKS[parsed.task](parsed.data, parsed.tiny)
+    record = record_of(parsed, task)
     first, *others = parsed.seeds
-    tried = [run(name, first, rate) for name in parsed.methods for rate in parsed.rates]
-    runs = []
+    base = pretrained(task, record["base_steps"], parsed.base)
+    if not task.heads:
+        record["before"] = task.figure(base, "test")
+
+    def found(name: str, seed: int, rate: float) -> dict[str, Any]:
+        for made in record["runs"]:
+            if (made["method"], made["seed"], made["rate"]) == (name, seed, rate):
+                return made
+        alike = [made for made in record["runs"] if seed == first and (made["method"], made["seed"]) == (name, first)]
+        bar = task.best((made["validation"] for made in alike), default=None)
+        began = time.process_time()
+        made = run(name, seed, rate, bar, task, base, record["steps"])
+        record["seconds"] += time.process_time() - began
+        record["runs"].append(made)
+        record["runs"].sort(key=lambda made: (list(METHODS).index(made["method"]), made["seed"], made["rate"]))
+        parsed.output.parent.mkdir(parents=True, exist_ok=True)
+        parsed.output.write_text(json.dumps(record, indent=1) + "\n")
+        print(json.dumps(made), flush=True)
+        return made
+
     for name in parsed.methods:
-        best = min((r for r in tried if r["method"] == name), key=lambda r: r["validation"])
-        runs += [best, *(run(name, seed, best["rate"]) for seed in others)]
-    given = {key: value for key, value in vars(parsed).items() if key not in ("data", "output", "methods")}
-    versions = {"torch": torch.__version__, "peft": peft.__version__, "oialr_peft": oialr_peft.__version__}
-    versions |= {"python": sys.version.split()[0], "machine": platform.machine(), "threads": "1"}
-    before = {"sources": code.loss(base, "test"), "plays": text.loss(base, "test")}
-    digests = {"sources": code.digest, "plays": text.digest}
-    seconds = round(time.perf_counter() - began) + made.get("seconds", 0)
-    record = {**given, "before": before, "texts": digests, "tried": tried, "runs": runs, "versions": versions}
-    parsed.output.parent.mkdir(parents=True, exist_ok=True)
-    parsed.output.write_text(json.dumps({**record, "seconds": seconds}, indent=1) + "\n")
+        if name == "head alone" and not task.heads:
+            continue
+        tried = [found(name, first, rate) for rate in parsed.rates]
+        best = task.best(tried, key=lambda made: made["validation"])
+        for seed in others:
+            found(name, seed, best["rate"])
 
 
 if __name__ == "__main__":

@@ -11,44 +11,67 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 HERE = Path(__file__).parent
+MATCHED = "OIALR residual, parameters of LoRA"
+OURS = (MATCHED, "OIALR residual, file of LoRA", "OIALR residual, a tenth of LoRA's parameters")
+SMALLER = ("OIALR, defaults", "OIALR, target_size")
+OTHERS = ("from scratch", "head alone", "full")
+UNITS = {"plays": "nats", "pictures": "points", "sentences": "points"}
 
 
-def rows_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each method, in the order of the runs."""
-    found = []
+def sign(task: str) -> int:
+    """1 where more is better."""
+    return -1 if task == "plays" else 1
+
+
+def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{method: its row}, in the order of the runs: all seeds at the rate that validation preferred at the first."""
+    found = {}
     for name in dict.fromkeys(run["method"] for run in record["runs"]):
-        runs = sorted((run for run in record["runs"] if run["method"] == name), key=lambda run: run["seed"])
-        tests = [run["test"] for run in runs]
-        edge = runs[0]["rate"] in (min(record["rates"]), max(record["rates"]))
-        found.append({**runs[0], "tests": tests, "mean": mean(tests), "spread": max(tests) - min(tests), "edge": edge})
+        runs = [run for run in record["runs"] if run["method"] == name]
+        tried = [run for run in runs if run["seed"] == record["seeds"][0] and run["rate"] in record["rates"]]
+        best = max(tried, key=lambda run: (sign(record["task"]) * run["validation"], -run["rate"]))
+        chosen = sorted((run for run in runs if run["rate"] == best["rate"]), key=lambda run: run["seed"])
+        if [run["seed"] for run in chosen] != record["seeds"]:
+            continue  # its seeds are still to run
+        tests, reloads = [run["test"] for run in chosen], [run["reload"] for run in chosen if "reload" in run]
+        edge = best["rate"] in (min(record["rates"]), max(record["rates"]))
+        row = {**best, "tests": tests, "mean": mean(tests), "spread": max(tests) - min(tests), "edge": edge}
+        found[name] = {**row, "reload": max(reloads) if reloads else None}
     return found
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
-    """Ours at LoRA's count of parameters against the best of PEFT's methods, and what a tenth of them costs."""
-    theirs = [row for row in rows if row["method"] != "full" and "OIALR" not in row["method"]]
-    best = min(theirs, key=lambda row: row["mean"])
-    ours = next(row for row in rows if row["method"].endswith("parameters of LoRA"))
-    tenth = next(row for row in rows if "a tenth" in row["method"])
-    with_bases = next(row for row in rows if row["method"].endswith("file of LoRA"))
-    behind = ours["mean"] - best["mean"]
-    spread = max(ours["spread"], best["spread"])
-    word = "ahead of" if behind < 0 else "behind"
-    reached = "beyond" if abs(behind) > spread else "within"
-    return (
-        f"At LoRA's count of trainable parameters OIALR ends {abs(behind):.3f} nats {word} the best of PEFT's,\n"
-        f"{best['method']}, {reached} the spread over the seeds ({spread:.3f}). A tenth of the parameters costs\n"
-        f"{tenth['mean'] - ours['mean']:.3f} nats against all of them; the file of LoRA with bases, "
-        f"{with_bases['mean'] - ours['mean']:.3f}."
-    )
+def task_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The tables of one task, and what they say."""
+    rows, better = rows_of(record), sign(record["task"])
+    theirs = [row for name, row in rows.items() if name not in (*OURS, *SMALLER, *OTHERS)]
+    best, ours = max(theirs, key=lambda row: better * row["mean"]), rows[MATCHED]
+    ahead, spread = better * (ours["mean"] - best["mean"]), max(ours["spread"], best["spread"])
+    full = rows["full"]["mean"]
+    gains = {name: better * (full - rows[name]["mean"]) for name in OTHERS[:2] if name in rows}
+    costs = {name: better * (ours["mean"] - rows[name]["mean"]) for name in OURS[1:] if name in rows}
+    return {
+        "name": record["task"],
+        "unit": UNITS[record["task"]],
+        "record": record,
+        "rows": [row for name, row in rows.items() if name not in SMALLER],
+        "smaller": [rows[name] for name in SMALLER if name in rows],
+        "best": best,
+        "ahead": ahead,
+        "spread": spread,
+        "holds": ahead >= -spread,
+        "gains": gains,
+        "costs": costs,
+    }
 
 
 def render(folder: Path) -> str:
     """The text of README.md from a folder of results."""
-    record = json.loads((folder / "plays.json").read_text())
-    rows = rows_of(record)
+    records = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    tasks = {name: task_of(records[name]) for name in UNITS if name in records}
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.get_template("README.md.jinja").render(rows=rows, record=record, verdict=verdict(rows))
+    return environment.get_template("README.md.jinja").render(
+        tasks=tasks, holds=sum(t["holds"] for t in tasks.values())
+    )
 
 
 if __name__ == "__main__":
