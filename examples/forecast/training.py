@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from baselines import Forecaster, errors_of
 from datasets import Dataset
-from methods import LowRank
 from models import TARGETS, make_model
+from peers import LowRank
 from peft import get_peft_model
 from sizes import size_of, values_of
 from torch import Tensor, nn
