@@ -17,7 +17,7 @@ TITLES = {
     "pictures": "A ViT on CIFAR-10, AdamW (cross-entropy)",
 }
 NAMES = {"none": "dense to the end", "first rule": "a first rule for auto", "auto": '`delay="auto"`'}
-BIGRAM = json.loads((HERE.parent / "quality" / "results" / "trivial.json").read_text())["bigram"]
+BIGRAM = json.loads((HERE.parent / "quality" / "results" / "characters" / "trivial.json").read_text())["loss"]
 TRIVIAL = {
     "characters": ("each character from the one before it, by counts", BIGRAM),
     "pictures": ("every class as likely", math.log(10)),
