@@ -143,7 +143,7 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
         if weights[0].base is None:
             y = self._product(x, weights[0], getattr(self.get_base_layer(), "bias", None), *args)
             if self.training and weights[0].observer is not None:
-                weights[0].observer(self.kind, self.get_base_layer(), x, y, args)
+                y = weights[0].observer(self.kind, self.get_base_layer(), x, y, args)
             kept = x.is_floating_point() and torch.is_autocast_enabled(x.device.type) and y.dtype != torch.float64
             return y if kept else y.to(x.dtype if x.is_floating_point() else self.base_weight.dtype)
         y = self.base_layer(x, *args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import torch
@@ -34,6 +35,15 @@ def padded(conv: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
         return x, conv.padding
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     return F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), 0
+
+
+def run_eagerly(wanted: bool) -> None:
+    """Have what torch.compile made run uncompiled, or as it was made; nothing where nobody compiles.
+
+    A step that is looked into has no place in a compiled graph, and compiling it too would use up its recompilations.
+    """
+    if "torch._dynamo" in sys.modules:  # importing it takes longer than such a step
+        torch.compiler.set_stance("force_eager" if wanted else "default")
 
 
 def set_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

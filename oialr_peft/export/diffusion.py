@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,32 @@ from transformers import PreTrainedModel
 
 from ..files import Draft, file_hash
 from ..layer import adapted_weights
+from ..workers.saving import one_writer
 from .compress import check_adapter, compressed, parts, refuse_broken
 from .diffusers_quantizer import CompressedDiffusersQuantizer, DiffusersRecord
 from .guard import METHOD
 from .quantizer import shape_like
 
 
-def save_diffusers(model: Any, folder: Path) -> list[str]:
+def save_diffusers(model: Any, folder: Path, written: Callable[[list[str]], None]) -> None:
     """Write a model or a whole pipeline; every part of a pipeline that has an OIALR adapter is compressed.
 
     Weights are written before the config that names their SHA-256, so what a kill leaves half replaced is refused.
-
-    Returns:
-        The names of the files that were written.
+    The process that writes calls `written` with the names of the files.
 
     Raises:
         TypeError: there is no OIALR adapter.
     """
+    small = _small(model)  # by all processes, where they hold shards of it
+    held = [part for part in getattr(model, "components", {"": model}).values() if isinstance(part, nn.Module)]
+    with one_writer(nn.ModuleList(held)) as writes:
+        if writes:
+            written(_write(small, folder))
+
+
+def _write(small: Any, folder: Path) -> list[str]:
     with Draft(folder) as draft:
-        _small(model).save_pretrained(draft.path)
+        small.save_pretrained(draft.path)
         for config in draft.path.rglob("config.json"):
             _note_hashes(config)
         draft.prove()
@@ -55,6 +63,7 @@ def _small(model: Any) -> Any:
         raise TypeError(f"No part of this {type(model).__name__} has an active OIALR adapter to compress.")
     whole = copy.copy(model)
     for name, part in adapted.items():
+        part: Any = part.get_base_model() if hasattr(part, "get_base_model") else part  # type: ignore[operator]
         setattr(whole, name, compressed(part) if isinstance(part, PreTrainedModel) else _compressed(part))
     return whole
 

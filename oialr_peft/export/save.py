@@ -87,7 +87,7 @@ def save_compressed(
     if _is_of(base, "diffusers"):
         from .diffusion import save_diffusers
 
-        return push(save_diffusers(base, folder))
+        return save_diffusers(base, folder, push)
     body = base[0].auto_model if _is_of(base, "sentence_transformers") else base
     _check(body)
     small = compressed(body)

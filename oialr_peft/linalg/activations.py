@@ -55,7 +55,8 @@ def cut_by_activations(core: torch.Tensor, rank: int, seen: Seen) -> tuple[Rotat
     if seen.side == "left":  # coreᵀ takes gradients to gradients: the same for the transposed matrix
         turned = cut_by_activations(core.mT, rank, seen.flipped)
         return None if turned is None else (turned[0].transposed(), turned[1])
-    work = core.detach().to(working_dtype(core.dtype))
+    device = "cpu" if core.device.type == "mps" else core.device  # which had no eigh for long
+    work = core.detach().to(device, working_dtype(core.dtype))
     identity, plain = torch.eye(work.shape[-1]).to(work), work.mT @ work
     coming, made = _finite(seen.coming, work), _finite(seen.made, work)
     if coming is None and made is None:
@@ -67,8 +68,9 @@ def cut_by_activations(core: torch.Tensor, rank: int, seen: Seen) -> tuple[Rotat
     except LinAlgError:
         return None
     projector = root @ leading @ (leading.mT @ inverse)
-    rotation = rotate(work @ projector)
-    return None if rotation is None else (rotation.cut(rank), _share(identity - projector, coming, made))
+    if (rotation := rotate(work @ projector)) is None:
+        return None
+    return rotation.cut(rank).to(core.device), _share(identity - projector, coming, made)
 
 
 def _share(lost: torch.Tensor, coming: torch.Tensor, made: torch.Tensor) -> float:
@@ -92,9 +94,14 @@ def _roots(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _finite(moment: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
-    """None where an overflow, such as of scaled gradients in float16, has spoilt it."""
-    return moment.to(like.dtype) if moment is not None and bool(torch.isfinite(moment).all()) else None
+    """None where an overflow, such as of scaled gradients in float16, has spoilt it, or it is of another rank."""
+    if moment is None or moment.shape[-1] != like.shape[-1] or not bool(torch.isfinite(moment).all()):
+        return None
+    return moment.to(like)
 
 
 def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
-    return one if other is None else other if one is None else one + other
+    """Without what an overflow has spoilt before, whose step is taken again, or was of another rank."""
+    if one is None or other is None or one.shape != other.shape:
+        return one if other is None else other
+    return torch.where(torch.isfinite(one).all(), one, torch.zeros_like(one)) + other

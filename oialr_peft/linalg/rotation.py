@@ -37,6 +37,9 @@ class Rotation:
         """That of the transposed matrix."""
         return Rotation(self.right, self.singular_values, self.left)
 
+    def to(self, device: torch.device) -> Rotation:
+        return Rotation(self.left.to(device), self.singular_values.to(device), self.right.to(device))
+
     @property
     def rank(self) -> int:
         return self.singular_values.shape[-1]

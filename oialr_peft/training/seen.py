@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..compat.torch_ import run_eagerly
 from ..config import OIALRConfig
 from ..kinds import Kind
 from ..linalg import Seen
@@ -31,6 +32,8 @@ class SeenActivations:
     def __init__(self, weights: Mapping[str, AdaptedWeight], config: OIALRConfig) -> None:
         self.weights, self.config = weights, config
         self.found: dict[str, Seen] = {}
+        self._eager = [False]
+        weakref.finalize(self, _end, self._eager)
 
     @property
     def awaited(self) -> list[str]:
@@ -46,6 +49,9 @@ class SeenActivations:
         """Begin anew: an update is due after the next step, or it is not."""
         self.found = {}
         names = set(self.awaited) if due else ()
+        if bool(names) != self._eager[0]:
+            self._eager[0] = bool(names)
+            run_eagerly(self._eager[0])
         for name, weight in self.weights.items():
             weight.observer = _Observer(self, name) if name in names else None
 
@@ -61,6 +67,11 @@ class SeenActivations:
         self.found[name] = seen if before is None else before.with_more(seen)
 
 
+def _end(eager: list[bool]) -> None:
+    if eager[0]:
+        run_eagerly(False)
+
+
 class _Observer:
     """Of one layer; it ends with its updater, and copies of the layer have none."""
 
@@ -68,11 +79,13 @@ class _Observer:
         self._seen, self._name = weakref.ref(seen), name
 
     @torch.compiler.disable()
-    def __call__(self, kind: Kind, base: Any, x: torch.Tensor, y: torch.Tensor, args: tuple[Any, ...]) -> None:
-        """The layer gave y for x."""
+    def __call__(self, kind: Kind, base: Any, x: torch.Tensor, y: torch.Tensor, args: tuple[Any, ...]) -> torch.Tensor:
+        """The layer gave y for x; what it is to give instead."""
         self._tell(kind.seen, base, x, args)
         if y.requires_grad:
+            y = y.clone()  # of a view a change in place, such as that of ReLU(inplace=True), would drop the hook
             y.register_hook(lambda dy: self._tell(kind.felt, base, dy, args))
+        return y
 
     def _tell(self, look: Look, base: Any, tensor: torch.Tensor, args: tuple[Any, ...]) -> None:
         if (seen := self._seen()) is not None:

@@ -149,7 +149,8 @@ class OIALRUpdater:
         return report
 
     def _look_ahead(self) -> None:
-        self._seen.watch(self.policies.schedule.update_number(self.steps + 1) is not None)
+        ends = self.total_steps is not None and self.steps >= self.total_steps
+        self._seen.watch(not ends and self.policies.schedule.update_number(self.steps + 1) is not None)
 
     def _update(self, number: int) -> UpdateReport:
         self.parallel.before_update()
@@ -157,8 +158,8 @@ class OIALRUpdater:
         moving = self.carrier.moving_gradients(self._parameters().values()), self._averages.moving()
         device = next(iter(self.weights.values())).core.device.type
         with moving[0], moving[1], torch.autocast(device, enabled=False):  # which a user's loop may have left on
-            facts: Any = {"waiting": self._waiting.measure(workers, self.steps), "seen": self._seen.found}
-            facts |= {"step": self.steps, "update_number": number}
+            waiting = self._waiting.measure(workers, self.policies.schedule.step_of(number))
+            facts: Any = {"step": self.steps, "update_number": number, "waiting": waiting, "seen": self._seen.found}
             report = update_bases(self.weights, self.config, self.policies, self.carrier, workers, **facts)
         size = self._size.with_ranks(self.weights)
         report = replace(report, compressed_bytes=size.compressed.bytes, dense_bytes=size.dense.bytes)

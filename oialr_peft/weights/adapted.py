@@ -66,7 +66,7 @@ class AdaptedWeight:
         self.base, self.awaits_file, self.fingerprint = base, awaits_file, fingerprint
         self.sharded_rank: int | None = None  # only where the core is sharded and must keep its shape
         self.watch: Any = None  # of updates that are missing; for the first layer of an adapter only
-        self.observer: Callable[..., None] | None = None  # of what goes through the core in training
+        self.observer: Callable[..., Any] | None = None  # of what goes through the core in training
         self._stores = stores
         core = factors.core
         self._hold(factors, core if isinstance(core, nn.Parameter) else nn.Parameter(core))

@@ -6,12 +6,14 @@ import warnings
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.kinds.experts import ExpertsConv1D, ExpertsLinear
 from oialr_peft.layer import adapted_weights
-from oialr_peft.linalg import orthonormality_error
+from oialr_peft.linalg import Seen, cut_by_activations, orthonormality_error
 from tests.helpers import adapt
 from tests.weights.test_forms import KINDS
 
@@ -125,6 +127,48 @@ def test_a_compiled_model_is_seen_too():
     for batch in (torch.randn(5, 12), x):
         step(run, batch, optimizer, updater)
     torch.testing.assert_close(weight_of(compiled), weight_of(model), rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_model_is_compiled_as_often_as_without_looking():
+    def frames(aware):
+        torch.manual_seed(0)
+        model = adapt(nn.Linear(32, 32), target_size=0.8, train_rest=True, activation_aware=aware, update_interval=3)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        updater = OIALRUpdater(model, optimizer, total_steps=12)
+        torch.compiler.reset()
+        run, counts = torch.compile(model, backend=(counter := CompileCounter()), fullgraph=True), []
+        for _ in range(12):
+            step(run, torch.randn(5, 32), optimizer, updater)
+            counts.append(counter.frame_count)
+        return counts
+
+    assert frames(True)[-1] == frames(False)[-1] > 1
+    assert torch.compile(lambda x: x + 1, backend=(last := CompileCounter()))(torch.ones(1)) == 2
+    assert last.frame_count == 1  # nothing stays uncompiled
+
+
+def test_a_change_in_place_behind_the_layer_does_not_hide_its_gradients():
+    config = OIALRConfig(target_modules=["0"], delay=2, r=0.5, sigma_cutoff=0.0)
+    model = get_peft_model(nn.Sequential(nn.Linear(12, 16), nn.ReLU(inplace=True)), config)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    updater = OIALRUpdater(model, optimizer)
+    step(model, torch.randn(2, 5, 12), optimizer, updater)
+    model(torch.randn(2, 5, 12)).square().mean().backward()
+    (seen,) = updater._seen.found.values()
+    assert seen.coming is not None
+    assert seen.made is not None
+
+
+def test_an_overflow_whose_step_is_taken_again_is_forgotten():
+    moment, spoilt = torch.eye(3), torch.full((3, 3), torch.inf)
+    again = Seen("right", spoilt, moment).with_more(Seen("right", moment, moment))
+    assert torch.equal(again.coming, moment)
+    assert torch.equal(again.made, 2 * moment)
+
+
+def test_what_was_seen_at_another_rank_is_not_used():
+    assert cut_by_activations(torch.randn(4, 4), 2, Seen("right", torch.eye(6))) is None
+    assert Seen("right", torch.eye(6)).with_more(Seen("right", torch.eye(4))).coming.shape == (4, 4)
 
 
 def test_copies_are_not_watched_and_nothing_is_held_afterwards():
