@@ -31,10 +31,6 @@ class Schedule:
             return None
         return since // self.update_interval + 1
 
-    def step_of(self, update_number: int) -> int:
-        """The step at which this update is due."""
-        return self.first + (update_number - 1) * self.update_interval
-
     @property
     def first(self) -> int:
         """The step of the first update."""

@@ -31,9 +31,10 @@ class Settling:
         every = interval * max(1, round(total_steps / MEASURES / interval))
         return cls(every, round(EARLIEST * total_steps), round(LATEST * total_steps))
 
-    def is_measured(self, step: int) -> bool:
-        """Whether bases are measured after this step."""
-        return step <= self.latest and step % self.every == 0
+    def is_measured(self, step: int, taken: int = 1) -> bool:
+        """Whether bases are measured after this step, or were to be after one of the `taken` steps that end with it."""
+        since = step - taken
+        return since < self.latest and step // self.every > since // self.every
 
     def waits(self, stabilities: Sequence[float], step: int) -> bool:
         """Whether a layer with these stabilities so far stays dense after this step."""

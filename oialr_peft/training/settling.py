@@ -33,12 +33,12 @@ class Waiting:
         self._sketches: dict[str, str] = {}
         self._stabilities: dict[str, list[float]] = {}
 
-    def measure(self, workers: Workers, step: int) -> dict[str, float | None]:
+    def measure(self, workers: Workers, step: int, taken: int = 1) -> dict[str, float | None]:
         """Measure where it is time to, and tell {layer that stays dense after this step: its last stability}."""
         if self.policy is None:
             return {}
         dense = {name: weight for name, weight in self._weights.items() if not weight.is_factored}
-        if self.policy.is_measured(step):
+        if self.policy.is_measured(step, taken):
             tasks = [
                 SvdTask(name, w.matrix_shape, w.full_rank, w.core.dtype, w.core.device, cut=False, dense=True)
                 for name, w in dense.items()

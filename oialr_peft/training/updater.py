@@ -144,7 +144,7 @@ class OIALRUpdater:
         number = max((number for number in numbers if number is not None), default=None)
         self.steps += taken
         self._averages.warn_of_others(update=number is not None)
-        report = None if number is None else self._update(number)
+        report = None if number is None else self._update(number, taken)
         self._look_ahead()
         return report
 
@@ -152,13 +152,13 @@ class OIALRUpdater:
         ends = self.total_steps is not None and self.steps >= self.total_steps
         self._seen.watch(not ends and self.policies.schedule.update_number(self.steps + 1) is not None)
 
-    def _update(self, number: int) -> UpdateReport:
+    def _update(self, number: int, taken: int) -> UpdateReport:
         self.parallel.before_update()
         awaited, workers = self._seen.awaited, self.parallel.workers
         moving = self.carrier.moving_gradients(self._parameters().values()), self._averages.moving()
         device = next(iter(self.weights.values())).core.device.type
         with moving[0], moving[1], torch.autocast(device, enabled=False):  # which a user's loop may have left on
-            waiting = self._waiting.measure(workers, self.policies.schedule.step_of(number))
+            waiting = self._waiting.measure(workers, self.steps, taken)
             facts: Any = {"step": self.steps, "update_number": number, "waiting": waiting, "seen": self._seen.found}
             report = update_bases(self.weights, self.config, self.policies, self.carrier, workers, **facts)
         size = self._size.with_ranks(self.weights)

@@ -75,22 +75,24 @@ def test_a_unet_is_loaded_by_diffusers_alone_with_the_same_outputs(unet, tmp_pat
     assert json.loads((tmp_path / "dense" / "config.json").read_text()).get("quantization_config") is None
 
 
-def test_a_whole_pipeline_has_its_adapted_parts_compressed(unet, tmp_path):
+@pytest.mark.parametrize("wrapped", [False, True], ids=["in place", "PeftModel"])
+def test_a_whole_pipeline_has_its_adapted_parts_compressed(wrapped, unet, tmp_path):
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     sizes = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4}
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     plain = UNet2DModel(**sizes, **blocks).eval()
-    get_peft_model(plain, OIALRConfig(target_modules=["conv1", "conv2"], r=0.25))  # its layers, in place
+    model = get_peft_model(plain, OIALRConfig(target_modules=["conv1", "conv2"], r=0.25))  # its layers, in place
     pipeline = DDPMPipeline(plain, DDPMScheduler(num_train_timesteps=4))
     settings = {"num_inference_steps": 2, "output_type": "np"}
     expected = pipeline(generator=torch.Generator().manual_seed(0), **settings).images
+    pipeline.unet = model if wrapped else plain
     save_compressed(pipeline, tmp_path / "small")
     again = DDPMPipeline.from_pretrained(tmp_path / "small")
     found = again(generator=torch.Generator().manual_seed(0), **settings).images
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=1e-4)
     assert values(again.unet) < values(UNet2DModel.from_config(plain.config))
-    assert pipeline.unet is plain
+    assert pipeline.unet is (model if wrapped else plain)
 
 
 def test_files_of_two_saves_are_refused(unet, tmp_path):

@@ -33,7 +33,7 @@ def made(model: nn.Module, steps: int | None = STEPS, **fields):
     return model, optimizer, OIALRUpdater(model, optimizer, total_steps=steps)
 
 
-def drive(model, optimizer, updater, steps: range):
+def drive(model, optimizer, updater, steps: range, calls: int = 1):
     """Steps in which one basis turns a little and steadily, the other less and less until a third of the run."""
     left, reports = {}, []
     for step in steps:
@@ -45,7 +45,8 @@ def drive(model, optimizer, updater, steps: range):
                     weight.core.add_(size * torch.randn(weight.core.shape, generator=noise))
         model(torch.randn(4, 32, generator=noise)).sum().backward()
         optimizer.step()
-        reports.append(updater.step())
+        if step % calls == 0:
+            reports.append(updater.step())
         optimizer.zero_grad()
         left |= {n: step for n, w in updater.weights.items() if w.is_factored and n not in left}
     return left, reports
@@ -64,6 +65,11 @@ def test_layers_leave_one_by_one_when_their_bases_have_settled():
     assert 0.5 < between.waiting["late"] < 0.999
     assert between.as_logs()["oialr/waiting_layers"] == 1
     assert reports[-1].waiting == {}
+
+
+def test_bases_are_measured_where_the_updater_is_called_now_and_then():
+    left, _ = drive(*made(Two()), range(1, STEPS + 1), calls=3)
+    assert left["calm"] <= 12 < left["late"]
 
 
 def test_all_leave_when_half_of_the_run_is_over():
