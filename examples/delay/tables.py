@@ -16,7 +16,7 @@ TITLES = {
     "characters": "A GPT on the characters of TinyShakespeare, Muon (nats per character)",
     "pictures": "A ViT on CIFAR-10, AdamW (cross-entropy)",
 }
-NAMES = {"none": "dense to the end", "first rule": "a first rule for auto", "auto": '`delay="auto"`'}
+NAMES = {"none": "dense to the end", "auto": '`delay="auto"`'}
 BIGRAM = json.loads((HERE.parent / "quality" / "results" / "characters" / "trivial.json").read_text())["loss"]
 TRIVIAL = {
     "characters": ("each character from the one before it, by counts", BIGRAM),
@@ -46,7 +46,7 @@ def task_of(name: str, results: Results) -> dict[str, Any]:
 
 def _delays(results: Results) -> list[str]:
     """Dense first, then the shares, then what goes by bases."""
-    order = {"none": 0, "first rule": 2, "auto": 3}
+    order = {"none": 0, "auto": 2}
     return sorted({run["delay"] for run in results}, key=lambda delay: (order.get(delay, 1), delay))
 
 

@@ -32,7 +32,7 @@ class Settling:
         return cls(every, round(EARLIEST * total_steps), round(LATEST * total_steps))
 
     def is_measured(self, step: int, taken: int = 1) -> bool:
-        """Whether bases are measured after this step, or were to be after one of the `taken` steps that end with it."""
+        """Whether bases are measured after this step, or were to be after one of the `taken` ones up to it."""
         since = step - taken
         return since < self.latest and step // self.every > since // self.every
 
