@@ -1,22 +1,14 @@
-"""Committed cards are what their results files give."""
+"""The Autoformer's card is what its results file gives; tests/examples/test_cards.py has the others."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-
 ROOT = Path(__file__).resolve().parents[1]
-CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/results.json"))
 
 
-def test_there_is_a_card():
-    assert CARDS
-
-
-@pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
-def test_a_card_is_generated_from_its_results(folder):
+def test_the_autoformers_card_is_generated_from_its_results():
+    folder = ROOT / "model_cards" / "autoformer-ettm2"
     code = (
         "import sys; sys.path.insert(0, 'examples/autoformer'); from pathlib import Path; from card import render; "
         "sys.stdout.write(render(Path(sys.argv[1])))"

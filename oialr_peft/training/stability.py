@@ -75,7 +75,8 @@ def _factors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The polar factor of every weight, by the name of its layer, on the CPU."""
     adapted = adapted_weights(model)
     inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, OIALRLayer))
-    layers = {name: m for name, m in model.named_modules() if kind_of(m) and not name.startswith(inside)}
+    matrices = {n: m for n, m in model.named_modules() if kind_of(m) and not isinstance(m, nn.Embedding)}
+    layers = {name: module for name, module in matrices.items() if not name.startswith(inside)}
     weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
     weights |= {name: weight.core for name, weight in adapted.items()}
     if not weights:

@@ -97,7 +97,7 @@ def test_the_compressed_file_has_the_size_that_was_asked_for(kind, size, scratch
         warnings.simplefilter("ignore", OIALRWarning)  # of the tokenizer that there is not
         save_compressed(model, tmp_path / "small")
     dense, small = bytes_of(tmp_path / "dense"), bytes_of(tmp_path / "small")
-    assert small / dense == pytest.approx(size, rel=0.01)
+    assert size * 0.985 < small / dense <= size * 1.001  # cut ranks do not rise again where the last choice has room
     told = model_size(model)
     assert (told.dense.bytes, told.compressed.bytes) == (dense, small)
     assert cuts[-1] == 8  # of 12 steps
