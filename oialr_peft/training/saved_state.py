@@ -41,9 +41,7 @@ def checked_scales(state: Mapping[str, Any]) -> dict[str, list[float]]:
     Raises:
         ValueError: naming the entry, its rule and the value.
     """
-    scales = state.get("step_scales", {})
-    if not isinstance(scales, Mapping):
-        raise ValueError(_damaged("`step_scales` must be an object {layer name: [scale, steps]}", scales))
+    scales = _by_layer(state, "step_scales", "[scale, steps]")
     for name, entry in scales.items():
         whole = isinstance(entry, list) and len(entry) == 2 and all(type(n) in (int, float) for n in entry)
         if not whole or not 0 < entry[0] < math.inf or not 0 <= entry[1] < math.inf:
@@ -60,9 +58,7 @@ def checked_settling(state: Mapping[str, Any], names: Container[str]) -> dict[st
     Raises:
         ValueError: naming the entry, its rule and the value.
     """
-    entries = state.get("settling", {})
-    if not isinstance(entries, Mapping):
-        raise ValueError(_damaged("`settling` must be an object {layer name: its basis so far}", entries))
+    entries = _by_layer(state, "settling", "its basis so far")
     for name, entry in entries.items():
         sketch, known = (entry.get("sketch"), entry.get("stabilities")) if isinstance(entry, Mapping) else (None, None)
         if not isinstance(sketch, str) or not re.fullmatch(f"[0-9a-f]{{{8 * PROBES**2}}}", sketch):
@@ -71,6 +67,13 @@ def checked_settling(state: Mapping[str, Any], names: Container[str]) -> dict[st
         if not isinstance(known, list) or not all(type(n) in (int, float) and math.isfinite(n) for n in known):
             raise ValueError(_damaged(f"`settling` of '{name}' must have `stabilities`, a list of numbers", known))
     return {name: dict(entry) for name, entry in entries.items() if name in names}
+
+
+def _by_layer(state: Mapping[str, Any], name: str, what: str) -> Mapping[str, Any]:
+    entries = state.get(name, {})
+    if not isinstance(entries, Mapping):
+        raise ValueError(_damaged(f"`{name}` must be an object {{layer name: {what}}}", entries))
+    return entries
 
 
 def progress_in(saved: Any) -> Any:
