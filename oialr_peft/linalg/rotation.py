@@ -38,6 +38,7 @@ class Rotation:
         return Rotation(self.right, self.singular_values, self.left)
 
     def to(self, device: torch.device) -> Rotation:
+        """All three factors on a device."""
         return Rotation(self.left.to(device), self.singular_values.to(device), self.right.to(device))
 
     @property

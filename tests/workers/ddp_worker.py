@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater
 from tests.conftest import tiny_llama
+from tests.workers.launch import leave
 
 
 STEPS = 52
@@ -86,7 +87,7 @@ def main() -> None:
         gc.collect()
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps(results), flush=True)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

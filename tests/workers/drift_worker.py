@@ -7,7 +7,6 @@ if os.environ["LOCAL_RANK"] == "1":  # before torch looks
     os.environ["ATEN_CPU_CAPABILITY"] = "default"
     os.environ["MKL_CBWR"] = "COMPATIBLE"
 
-import gc
 import json
 import sys
 
@@ -18,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from oialr_peft import OIALRConfig, OIALRUpdater
 from tests.conftest import MLP
+from tests.workers.launch import leave
 
 
 def drift(config: OIALRConfig | None, updates: int) -> dict:
@@ -51,5 +51,4 @@ if __name__ == "__main__":
     found = {"dense": drift(None, updates), "oialr": drift(config, updates)}
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps(found), flush=True)
-    gc.collect()
-    dist.destroy_process_group()
+    leave()

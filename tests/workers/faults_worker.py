@@ -1,6 +1,5 @@
 """Run by torchrun: one fault after the other on one of two processes, and what each process then says."""
 
-import gc
 import json
 import warnings
 
@@ -13,6 +12,7 @@ import oialr_peft.update
 from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.linalg import decompose
 from tests.conftest import MLP
+from tests.workers.launch import leave
 
 
 def config(**changes) -> OIALRConfig:
@@ -222,5 +222,4 @@ if __name__ == "__main__":
     everything = {fault.__name__: outcome_of(fault) for fault in FAULTS}
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps(everything), flush=True)
-    gc.collect()  # reducers must go before their group, or gloo now and then hangs at exit
-    dist.destroy_process_group()
+    leave()

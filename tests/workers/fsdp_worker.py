@@ -1,6 +1,5 @@
 """Run by torchrun with one process (plain) or two (FSDP2's fully_shard): the same run, saved, and resumed half way."""
 
-import gc
 import json
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import LlamaForCausalLM
 
 from oialr_peft import OIALRConfig, OIALRUpdater, save_compressed
 from tests.conftest import tiny_llama
+from tests.workers.launch import leave
 
 
 STEPS, EARLY, BATCH = 44, 22, 8  # at EARLY rounding has not yet grown: two updates were made
@@ -114,8 +114,7 @@ def main() -> None:
         dist.barrier()
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps([facts]), flush=True)
-    gc.collect()  # reducers must go before their group, or gloo now and then hangs at exit
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

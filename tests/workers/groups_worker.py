@@ -1,6 +1,5 @@
 """Run by torchrun on four processes: models of two processes each, what is sent, a policy that sees all layers."""
 
-import gc
 import json
 import sys
 import time
@@ -20,6 +19,7 @@ from oialr_peft.plain import model_size
 from oialr_peft.workers.plan import svd_cost
 from tests.conftest import MLP, tiny_llama
 from tests.workers.faults_worker import outcome_of
+from tests.workers.launch import leave
 
 
 def adamw(model):
@@ -215,5 +215,4 @@ if __name__ == "__main__":
     everything = {scene.__name__: outcome_of(scene) for scene in scenes}
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps(everything), flush=True)
-    gc.collect()  # reducers must go before their group, or gloo now and then hangs at exit
-    dist.destroy_process_group()
+    leave()

@@ -1,11 +1,14 @@
-"""Starts the workers of this folder under torchrun."""
+"""Starts the workers of this folder under torchrun, and ends them."""
 
+import gc
 import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import torch.distributed as dist
 
 
 ROOT = Path(__file__).parents[2]
@@ -31,3 +34,9 @@ def results(output: str) -> list[dict]:
     """What a worker's process 0 printed as its results."""
     line = next(line for line in output.splitlines() if line.startswith("RESULTS "))
     return json.loads(line.removeprefix("RESULTS "))
+
+
+def leave() -> None:
+    """End a worker: reducers go before their group, or gloo now and then hangs or aborts at exit."""
+    gc.collect()
+    dist.destroy_process_group()

@@ -1,6 +1,5 @@
 """Run by torchrun with one or two processes: the same run in a loop of its own, and what was reduced at every step."""
 
-import gc
 import json
 import sys
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from oialr_peft import OIALRConfig, OIALRUpdater
 from tests.conftest import tiny_llama
+from tests.workers.launch import leave
 
 
 STEPS, EARLY, BATCH, ACCUMULATION = 100, 31, 8, 2  # at EARLY rounding has not yet grown: two updates were made
@@ -61,8 +61,7 @@ def main() -> None:
         with open(f"{sys.argv[1]}/facts-{size}.json", "w") as file:
             json.dump(facts, file)
     del wrapped, updater, optimizer, model
-    gc.collect()  # reducers must go before their group, or gloo now and then hangs at exit
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Run by torchrun: what a training run really reduces, sends, decomposes and holds, for comparison with its plan."""
 
-import gc
 import json
 
 import torch
@@ -13,6 +12,7 @@ import oialr_peft.update
 from oialr_peft import OIALRConfig, OIALRUpdater
 from oialr_peft.workers.plan import svd_cost
 from tests.conftest import tiny_llama
+from tests.workers.launch import leave
 
 
 STEPS, EVERY = 6, 2
@@ -89,8 +89,7 @@ def main() -> None:
     runs = {name: measured(config) for name, config in CONFIGS.items()}
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps(runs), flush=True)
-    gc.collect()  # reducers must go before their group, or gloo now and then hangs at exit
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

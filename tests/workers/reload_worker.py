@@ -1,6 +1,5 @@
 """Run by torchrun: ranks that are loaded under a wrapper, by the Trainer and by Accelerate, and then training on."""
 
-import gc
 import json
 import sys
 
@@ -13,6 +12,7 @@ from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater
 from tests.conftest import tiny_llama
 from tests.training import runs
 from tests.workers.ddp_worker import largest_difference
+from tests.workers.launch import leave
 
 
 def trained_and_resumed_on_one_trainer(folder: str) -> dict:
@@ -71,5 +71,4 @@ if __name__ == "__main__":
     }
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps(found), flush=True)
-    gc.collect()
-    dist.destroy_process_group()
+    leave()

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from oialr_peft import OIALRConfig, OIALRUpdater
 from tests.conftest import tiny_llama
 from tests.workers.fsdp_worker import logits
+from tests.workers.launch import leave
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
         torch.testing.assert_close(logits(loaded), trained, rtol=0, atol=1e-10)
         torch.save(trained, folder / f"logits-{world}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

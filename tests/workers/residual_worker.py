@@ -11,6 +11,7 @@ from oialr_peft import OIALRConfig, factorise_together
 from oialr_peft.layer import adapted_weights
 from tests.conftest import tiny_llama
 from tests.workers.ddp_worker import largest_difference, state, trained
+from tests.workers.launch import leave
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     }
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps([result]), flush=True)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

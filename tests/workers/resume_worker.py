@@ -1,6 +1,5 @@
 """Run by torchrun: train to a step, or resume there on another number of processes, with the same batches."""
 
-import gc
 import sys
 
 import torch
@@ -11,6 +10,7 @@ from oialr_peft import OIALRConfig
 from oialr_peft.checkpoint import last_complete_checkpoint
 from tests.conftest import tiny_llama
 from tests.training import runs
+from tests.workers.launch import leave
 
 
 def train() -> None:
@@ -35,6 +35,5 @@ def train() -> None:
 
 if __name__ == "__main__":
     train()
-    gc.collect()  # the reducer must go before its group, or gloo now and then hangs at exit
     if dist.is_initialized():
-        dist.destroy_process_group()
+        leave()

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
 from tests.conftest import tiny_llama
+from tests.workers.launch import leave
 
 
 STEPS = 12
@@ -55,7 +56,7 @@ def main() -> None:
     alone = [str(w.message) for w in caught if "by the weights alone" in str(w.message)]
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps([*found, alone]), flush=True)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

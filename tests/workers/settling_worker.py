@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from oialr_peft import OIALRConfig
 from tests.workers.ddp_worker import largest_difference, state, trained
+from tests.workers.launch import leave
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     }
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps([result]), flush=True)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Run by torchrun: what wrappers of two processes can do beside plain training, through cuts and after loading."""
 
-import gc
 import json
 import sys
 import time
@@ -28,6 +27,7 @@ from oialr_peft.moments import MomentCarrier
 from oialr_peft.tuner import together
 from tests.conftest import MLP
 from tests.workers.faults_worker import alike, outcome_of
+from tests.workers.launch import leave
 
 
 def model_of(**changes):
@@ -351,5 +351,4 @@ if __name__ == "__main__":
     everything = {scene.__name__: outcome_of(scene) for scene in scenes}
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps(everything), flush=True)
-    gc.collect()  # reducers must go before their group, or gloo now and then hangs at exit
-    dist.destroy_process_group()
+    leave()
