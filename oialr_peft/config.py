@@ -65,13 +65,15 @@ class OIALRConfig(PeftConfig):
             as in the paper and in adapters saved before there was this field; a number is a constant scale.
         target_size: share in (0, 1) of the whole model's dense parameters, embeddings counted, that the compressed
             checkpoint is to hold at the end. The ranks of all layers are then chosen together, at every update for all
-            layers, and the last cut comes after two thirds of the run. `None` (default): each layer by `sigma_cutoff`.
+            layers; the last cut comes after a third of the run, with `delay` after two thirds. `None` (default): each
+            layer by `sigma_cutoff`.
         rank_rule: below what singular values are dropped. `"relative"` (default, the paper's): the share
             `sigma_cutoff` of the layer's largest. `"energy"`: that share of their root mean square, for spectra with
             outliers. `"optimal"`: what looks like noise (Gavish and Donoho 2014), in one cut per layer.
         sigma_cutoff: drop singular values below this share (β) of what `rank_rule` says, in [0, 1), default 0.1. Raise
             it to end smaller; 0 never cuts.
-        activation_aware: what stays of a layer that is taken to a given rank, by `r` after `delay` or `target_size`:
+        activation_aware: what stays of a layer that is taken to a given rank, by `r` after `delay` or `target_size`,
+            which then chooses the ranks themselves in the same way:
             what matters most on the last step's batch, by the energy of activations times that of their gradients
             (default), or with `False` the largest singular values of the weight, the paper's way. Factorisation at
             injection (`delay=0`) has seen no data, and `sigma_cutoff` drops singular values: both are plain.

@@ -25,7 +25,8 @@ import torch
 
 from .config import OIALRConfig
 from .errors import OIALRWarning
-from .linalg import Rotation, Seen, cut_by_activations, decompose, spectrum
+from .joint_ranks import JointRanks
+from .linalg import Rotation, Seen, cut_by_activations, decompose
 from .memory import release_memory
 from .moments import MomentCarrier
 from .policy import Policies
@@ -64,10 +65,11 @@ def update_bases(
     update = _Update(weights, config, policies, carrier, seen, step, waiting)
     due = update.due(update_number)
     tasks = [task for task in due if task.name not in waiting]
-    if update.joint and tasks:
-        spectra = Exchange(workers, update.matrix, update.find_spectrum, update.take_spectrum, update.sharded)
+    joint = update.joint
+    if joint.wanted and tasks:
+        spectra = Exchange(workers, update.matrix, joint.find, joint.take, update.sharded)
         spectra.run([task for task in due if task.cut])
-        update.ranks = workers.decide(update.choose_jointly, "its choice of ranks")
+        joint.ranks = workers.decide(joint.choose, "its choice of ranks")
     Exchange(workers, update.matrix, update.decompose, update.apply, update.sharded).run(tasks)
     if not workers.alike:
         Exchange(workers, update.held, update.send_held, update.take_held).run(tasks)
@@ -112,21 +114,12 @@ class _Update:
         }
         self.sharded = any(is_sharded(weight.core) for weight in weights.values())
         self.facts = {name: weight.facts for name, weight in weights.items()}
-        self.spectra: dict[str, torch.Tensor] = {}
-        self.ranks: dict[str, int] | None = None  # of a joint choice
-        self.joint = policies.ranks.joint(self.facts)
-        self.squares = self._squared_gradients() if self.joint else {}
+        self.joint = JointRanks(weights, self.facts, policies, carrier, seen, step)
         self.factorised = False
         self.changed: dict[str, list[int]] = {}
         self.dropped: dict[str, float] = {}
         self.kept: dict[str, list[float]] = {}
         self.skipped: list[str] = []
-
-    def _squared_gradients(self) -> dict[str, torch.Tensor]:
-        """Of every layer, or of none: weighted and plain spectra cannot be compared."""
-        found = {name: self.carrier.squared_gradient(weight.core) for name, weight in self.weights.items()}
-        known = {name: squares for name, squares in found.items() if squares is not None}
-        return known if len(known) == len(found) else {}
 
     def due(self, update_number: int) -> list[SvdTask]:
         """A task for every layer that is due, and for those that are to hold other bases than they do."""
@@ -146,32 +139,15 @@ class _Update:
         """What is decomposed: sigma, or the dense weight; a collective call where FSDP2 holds it in shards."""
         return self.weights[task.name].matrix
 
-    def find_spectrum(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
-        """Decompose, first pass of a joint policy: the singular values, weighted by gradients where all have them."""
-        if not self.squares:
-            values = spectrum(matrix, task.rank, task.method)
-        else:
-            rotation = decompose(matrix, task.rank, task.method)
-            squares = self.squares[task.name].reshape(matrix.shape)
-            values = None if rotation is None else rotation.sensitivities(squares)
-        return None if values is None else Solution([values])
-
-    def take_spectrum(self, task: SvdTask, solution: Solution | None) -> None:
-        if solution is not None:
-            (self.spectra[task.name],) = solution.tensors
-
-    def choose_jointly(self) -> dict[str, int]:
-        """Choose: the ranks of all layers from all spectra."""
-        return self.policies.ranks.choose(self.spectra, self.facts, self.step)
-
     def decompose(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
         """Decompose, and choose where the ranks are not known yet; what is found is cut already."""
-        rank = task.rank if self.ranks is None else self.ranks.get(task.name, task.rank)
+        ranks = self.joint.ranks
+        rank = task.rank if ranks is None else ranks.get(task.name, task.rank)
         found = self._leading(task, matrix, rank)
         if found is None:
             return None
         rotation, dropped = found
-        if task.cut and self.ranks is None:
+        if task.cut and ranks is None:
             spectra, whole = {task.name: rotation.singular_values}, rotation
             rotation = rotation.cut(self.policies.ranks.choose(spectra, self.facts, self.step)[task.name])
             dropped += (1 - dropped) * rotation.dropped_energy(whole.singular_values)

@@ -29,6 +29,7 @@ LEVELS = {
     "layer": 3,
     "plain": 4,
     "checkpoint": 4,
+    "joint_ranks": 5,
     "tuner": 5,
     "update": 6,
     "training": 7,
@@ -75,6 +76,7 @@ def test_the_rule_looks_at_something():
     assert imported(PACKAGE / "update.py") == {
         "config",
         "errors",
+        "joint_ranks",
         "linalg",
         "memory",
         "moments",

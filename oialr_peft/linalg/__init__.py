@@ -1,6 +1,6 @@
 """The maths of OIALR: tensors in, tensors out. No torch.nn, no PEFT, no torch.distributed."""
 
-from .activations import Seen, cut_by_activations, second_moment
+from .activations import Seen, cut_by_activations, second_moment, seen_spectrum
 from .change import BasisChange, Transport
 from .cost import cheapest_order, forward_multiplications, rebuild
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, stored_size, working_dtype
@@ -35,6 +35,7 @@ __all__ = [
     "rotate_lowrank",
     "same",
     "second_moment",
+    "seen_spectrum",
     "sketch",
     "sketched_stability",
     "spectrum",

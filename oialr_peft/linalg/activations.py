@@ -55,6 +55,41 @@ def cut_by_activations(core: torch.Tensor, rank: int, seen: Seen) -> tuple[Rotat
     if seen.side == "left":  # coreᵀ takes gradients to gradients: the same for the transposed matrix
         turned = cut_by_activations(core.mT, rank, seen.flipped)
         return None if turned is None else (turned[0].transposed(), turned[1])
+    if (balanced := _balanced(core, seen)) is None:
+        return None
+    work, coming, made, root, inverse, _, vectors = balanced
+    leading = vectors[..., -rank:]
+    projector = root @ leading @ (leading.mT @ inverse)
+    if (rotation := rotate(work @ projector)) is None:
+        return None
+    lost = torch.eye(work.shape[-1]).to(work) - projector
+    return rotation.cut(rank).to(core.device), _share(lost, coming, made)
+
+
+def seen_spectrum(core: torch.Tensor, seen: Seen) -> torch.Tensor | None:
+    """What each direction is worth that `cut_by_activations` would keep, descending, (size,) or (groups, size).
+
+    Their squares are the eigenvalues of C N, of which a cut loses those that it leaves out: first-order estimates of a
+    change of the loss, so they can be compared between layers. None where it is for `cut_by_activations`.
+    """
+    core, seen = (core.mT, seen.flipped) if seen.side == "left" else (core, seen)
+    balanced = _balanced(core, seen)
+    return None if balanced is None else balanced.values.clamp_min(0).sqrt().flip(-1).to(core)
+
+
+class _Balanced(NamedTuple):
+    """A core, the moments of what was seen of it, and the eigenvectors of C½ N C½ with their values, ascending."""
+
+    work: torch.Tensor
+    coming: torch.Tensor
+    made: torch.Tensor
+    root: torch.Tensor
+    inverse: torch.Tensor
+    values: torch.Tensor
+    vectors: torch.Tensor
+
+
+def _balanced(core: torch.Tensor, seen: Seen) -> _Balanced | None:
     device = "cpu" if core.device.type == "mps" else core.device  # which had no eigh for long
     work = core.detach().to(device, working_dtype(core.dtype))
     identity, plain = torch.eye(work.shape[-1]).to(work), work.mT @ work
@@ -64,13 +99,10 @@ def cut_by_activations(core: torch.Tensor, rank: int, seen: Seen) -> tuple[Rotat
     coming, made = identity if coming is None else coming, plain if made is None else made
     try:
         root, inverse = _roots(_ridged(coming, identity))
-        leading = torch.linalg.eigh(root @ _ridged(made, plain) @ root).eigenvectors[..., -rank:]
+        values, vectors = torch.linalg.eigh(root @ _ridged(made, plain) @ root)
     except LinAlgError:
         return None
-    projector = root @ leading @ (leading.mT @ inverse)
-    if (rotation := rotate(work @ projector)) is None:
-        return None
-    return rotation.cut(rank).to(core.device), _share(identity - projector, coming, made)
+    return _Balanced(work, coming, made, root, inverse, values, vectors)
 
 
 def _share(lost: torch.Tensor, coming: torch.Tensor, made: torch.Tensor) -> float:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ..config import OIALRConfig
 
 
-CUT_BY = 2 / 3  # of the run: by then `target_size` is reached, so that the rest of it makes up for the last cuts
+# Shares of the run by which `target_size` is reached, so that the rest of it makes up for the cuts. What is trained
+# already can go early, what is still to settle goes late (DIARY: When a size is to be reached).
+CUT_BY, CUT_BY_AFTER_DELAY = 1 / 3, 2 / 3
 
 
 class Policies(NamedTuple):
@@ -71,7 +73,8 @@ def _ranks(config: OIALRConfig, schedule: Schedule, total_steps: int | None, res
             f"`target_size={config.target_size}` is approached over the run, whose length is not known here. "
             "Pass `OIALRUpdater(model, optimizer, total_steps=...)`."
         )
-    approach = Approach(schedule.last_by(round(CUT_BY * total_steps)), schedule.update_interval)
+    last = (CUT_BY_AFTER_DELAY if config.delay else CUT_BY) * total_steps
+    approach = Approach(schedule.last_by(round(last)), schedule.update_interval)
     return TargetSize(config.target_size, rest, approach, config.min_rank, config.rank_multiple)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from oialr_peft.linalg import Seen, activations, cut_by_activations, rotate, second_moment
+from oialr_peft.linalg import Seen, activations, cut_by_activations, rotate, second_moment, seen_spectrum
 
 
 def coloured(samples, size):
@@ -108,3 +108,14 @@ def test_what_overflowed_is_left_out():
     both, _ = cut_by_activations(core, 2, Seen("right", moment, spoilt))
     assert torch.equal(product(alone), product(both))
     assert cut_by_activations(core, 2, Seen("right", spoilt)) is None
+
+
+def test_the_spectrum_of_what_was_seen_tells_what_any_cut_loses(case):
+    matrix, x, dy = case
+    for core, seen, _ in ways(matrix, x, dy):
+        energies = seen_spectrum(core, seen).square()
+        assert torch.equal(energies, energies.sort(descending=True).values)
+        for rank in (1, 5, 12):
+            _, dropped = cut_by_activations(core, rank, seen)
+            assert dropped == pytest.approx(float(energies[rank:].sum() / energies.sum()), rel=1e-6)
+    assert seen_spectrum(matrix, Seen("right", torch.full((2, 2), torch.inf))) is None
