@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from peft import get_peft_model
 from torch import nn
 
 from oialr_peft import MuonAdamW, OIALRConfig, OIALRUpdater
+from oialr_peft.linalg import stored_size
 
 
 @dataclass
@@ -50,11 +51,25 @@ def oialr(model: nn.Module, settings: Settings, **fields: Any) -> Trained:
     return Trained(adapted, optimizer, updater.step)
 
 
+def sized(model: nn.Module, settings: Settings, **fields: Any) -> Trained:
+    """OIALR with the ranks of all layers chosen together; it holds as many values as the same rank everywhere makes."""
+    layers: list[Any] = [model.get_submodule(name) for name in hidden(model)]
+    saved = sum(layer.weight.numel() - stored_size(layer.weight.shape, rank_of(layer, settings)) for layer in layers)
+    share = 1 - saved / sum(p.numel() for p in model.parameters())
+    return oialr(model, replace(settings, rank=1.0), target_size=share, **fields)
+
+
+def rank_of(layer: Any, settings: Settings) -> int:
+    """The rank that is the settings' share of a layer's."""
+    return max(1, round(settings.rank * min(layer.weight.shape)))
+
+
 def adapt(
     model: nn.Module, settings: Settings, **fields: Any
 ) -> tuple[nn.Module, torch.optim.Optimizer, OIALRUpdater]:
     """The parts of an OIALR run: the model with its adapter, the optimizer, the updater."""
-    given = {"train_rest": True, "sigma_cutoff": 0.0, "lr_scale": "match", **fields}
+    given = {"train_rest": True, "lr_scale": "match", **fields}
+    given |= {} if "target_size" in fields else {"sigma_cutoff": 0.0}
     config = OIALRConfig(r=float(settings.rank), target_modules=hidden(model), **given)
     adapted = get_peft_model(model, config)  # type: ignore[arg-type]
     optimizer = make_optimizer(adapted, settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from methods import Settings, Trained, hidden, make_optimizer
+from methods import Settings, Trained, hidden, make_optimizer, rank_of
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -41,7 +41,7 @@ def low_rank(model: nn.Module, settings: Settings, *, frobenius: bool = False) -
     layers = []
     for name in hidden(model):
         layer: Any = model.get_submodule(name)
-        layers.append(LowRank(layer, _rank(layer, settings)).to(layer.weight.device))
+        layers.append(LowRank(layer, rank_of(layer, settings)).to(layer.weight.device))
         model.set_submodule(name, layers[-1])
     if not frobenius:
         return Trained(model, make_optimizer(model, settings))
@@ -66,7 +66,12 @@ def galore(model: nn.Module, settings: Settings) -> Trained:
     layers: list[Any] = [model.get_submodule(name) for name in hidden(model)]
     fields = {"update_proj_gap": max(1, settings.steps // 20), "scale": 0.25, "proj_type": "std"}
     groups: list[dict[str, Any]] = [
-        {"params": [layer.weight], "rank": _rank(layer, settings), "weight_decay": settings.weight_decay, **fields}
+        {
+            "params": [layer.weight],
+            "rank": rank_of(layer, settings),
+            "weight_decay": settings.weight_decay,
+            **fields,
+        }
         for layer in layers
     ]
     projected = {id(layer.weight) for layer in layers}
@@ -84,7 +89,9 @@ def merged_lora(model: Any, settings: Settings, *, restart: bool, delay: float =
     `restart`: as ReLoRA, the adapters' moments start afresh with each merge, and the rate is warmed up again.
     """
     names = hidden(model)
-    rank = _rank(model.get_submodule(names[0]), settings)  # the shorter side is the width in all of them
+    rank = rank_of(
+        model.get_submodule(names[0]).weight.shape, settings
+    )  # the shorter side is the width in all of them
     adapted: Any = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
     optimizer = make_optimizer(adapted.requires_grad_(True), settings)
     at = range(round(delay * settings.steps), settings.steps, max(1, round(every * settings.steps)))
@@ -125,7 +132,3 @@ class Merging:
         layer.reset_lora_parameters("default", True)
         for part in (layer.lora_A, layer.lora_B) if self.restart else ():
             self.optimizer.state.pop(part["default"].weight, None)
-
-
-def _rank(layer: nn.Linear, settings: Settings) -> int:
-    return max(1, round(settings.rank * min(layer.weight.shape)))

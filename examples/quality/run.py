@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import Settings, Trained, dense, oialr
+from methods import Settings, Trained, dense, oialr, sized
 from peers import galore, low_rank, merged_lora
 from tasks import TASKS
 from torch import nn
@@ -25,9 +25,11 @@ import oialr_peft
 
 
 OIALR = partial(oialr, delay=0.3, update_interval=0.05)
+SIZED = partial(sized, delay=0.3, update_interval=0.05)
 PLAIN = partial(OIALR, activation_aware=False)  # the cut at the factorisation goes by singular values alone
 METHODS = {
     "dense": dense,
+    "oialr_size": partial(SIZED, bases="longer"),
     "oialr_longer": partial(OIALR, bases="longer"),
     "oialr_longer_plain": partial(PLAIN, bases="longer"),
     "oialr_longer_early": partial(OIALR, bases="longer", delay=0.1),
