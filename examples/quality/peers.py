@@ -89,9 +89,7 @@ def merged_lora(model: Any, settings: Settings, *, restart: bool, delay: float =
     `restart`: as ReLoRA, the adapters' moments start afresh with each merge, and the rate is warmed up again.
     """
     names = hidden(model)
-    rank = rank_of(
-        model.get_submodule(names[0]).weight.shape, settings
-    )  # the shorter side is the width in all of them
+    rank = rank_of(model.get_submodule(names[0]), settings)  # the shorter side is the width in all of them
     adapted: Any = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
     optimizer = make_optimizer(adapted.requires_grad_(True), settings)
     at = range(round(delay * settings.steps), settings.steps, max(1, round(every * settings.steps)))

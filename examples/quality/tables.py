@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 LONGER, FROZEN, PLAIN = 'OIALR, `bases="longer"`', 'OIALR, `bases="frozen"`', ", `activation_aware=False`"
 NAMES = {
     "dense": "dense",
+    "oialr_size": f"{LONGER}, `delay=0.3`, `target_size` of equal values",
     "oialr_longer": f"{LONGER}, `delay=0.3`",
     "oialr_longer_plain": f"{LONGER}, `delay=0.3`{PLAIN}",
     "oialr_longer_early": f"{LONGER}, `delay=0.1`",
@@ -102,8 +103,12 @@ def one_rate(results: list[dict[str, Any]], optimizer: str, method: str) -> dict
         return None
     rates = sorted({rate for row in found.values() for rate in row["grid"]})
     best = [rates.index(row["lr"]) for row in found.values()]
-    title = f"{OPTIMIZERS[optimizer]}, {'without' if method.endswith('_plain') else 'with'} `activation_aware`"
-    return {"title": title, "rows": found, "rates": rates, "apart": max(best) - min(best)}
+    return {
+        "title": f"{OPTIMIZERS[optimizer]}, {NAMES[method]}",
+        "rows": found,
+        "rates": rates,
+        "apart": max(best) - min(best),
+    }
 
 
 def full_rank_gaps(results: list[dict[str, Any]], optimizer: str) -> list[float]:
