@@ -52,7 +52,7 @@ def oialr(model: nn.Module, settings: Settings, **fields: Any) -> Trained:
 
 
 def sized(model: nn.Module, settings: Settings, **fields: Any) -> Trained:
-    """OIALR with the ranks of all layers chosen together; it holds as many values as the same rank everywhere makes."""
+    """OIALR with the ranks of all layers chosen together; it holds as many values as with one rank for all."""
     layers: list[Any] = [model.get_submodule(name) for name in hidden(model)]
     saved = sum(layer.weight.numel() - stored_size(layer.weight.shape, rank_of(layer, settings)) for layer in layers)
     share = 1 - saved / sum(p.numel() for p in model.parameters())

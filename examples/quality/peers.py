@@ -64,15 +64,10 @@ def galore(model: nn.Module, settings: Settings) -> Trained:
     if settings.optimizer != "adamw":
         raise ValueError(f"GaLore's optimizer is its own AdamW; got {settings.optimizer}. Use --optimizer adamw.")
     layers: list[Any] = [model.get_submodule(name) for name in hidden(model)]
-    fields = {"update_proj_gap": max(1, settings.steps // 20), "scale": 0.25, "proj_type": "std"}
+    fields: dict[str, Any] = {"update_proj_gap": max(1, settings.steps // 20), "scale": 0.25, "proj_type": "std"}
+    fields["weight_decay"] = settings.weight_decay
     groups: list[dict[str, Any]] = [
-        {
-            "params": [layer.weight],
-            "rank": rank_of(layer, settings),
-            "weight_decay": settings.weight_decay,
-            **fields,
-        }
-        for layer in layers
+        {"params": [layer.weight], "rank": rank_of(layer, settings), **fields} for layer in layers
     ]
     projected = {id(layer.weight) for layer in layers}
     for group in make_optimizer(model, settings).param_groups:
