@@ -68,13 +68,16 @@ class Peaks(threading.Thread):
     def run(self) -> None:
         """Samples until the process ends."""
         while True:
-            self.peak = max(self.peak, self.process.memory_info().rss - self.before)
+            self.peak = max(self.peak, self._more())
             time.sleep(0.003)
 
     def take(self) -> int:
-        """The largest sample since the last call."""
-        peak, self.peak = self.peak, 0
+        """The largest sample since the last call, and now: a loaded machine may have sampled none; never nothing."""
+        peak, self.peak = max(self.peak, self._more(), 1), 0
         return peak
+
+    def _more(self) -> int:
+        return self.process.memory_info().rss - self.before
 
 
 class DevicePeaks:

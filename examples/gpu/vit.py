@@ -118,12 +118,22 @@ def train(parsed: argparse.Namespace, data: dict[str, Split]) -> tuple[nn.Module
     steps = per_epoch * parsed.epochs
     if parsed.method == "oialr":
         model = get_peft_model(model, OIALRConfig(train_rest=True, **OIALR))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=parsed.lr, weight_decay=0.01)
-    updater = OIALRUpdater(model, optimizer, total_steps=steps) if parsed.method == "oialr" else None
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step / steps))
     curve, seconds, began = [], 0.0, now(parsed.device)
-    stream = batches(data["train"], parsed.batch, parsed.seed)
-    for step, (images, classes) in zip(range(1, steps + 1), stream):  # noqa: B905
+    for step in training(model, data["train"], parsed.lr, steps, parsed.batch, parsed.seed):
+        if step % max(1, steps // 10) == 0:
+            seconds += now(parsed.device) - began
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            curve.append([step / per_epoch, seconds, accuracy(model, data["test"]), trained])
+            began = time.perf_counter()
+    return model, curve
+
+
+def training(model: Any, split: Split, lr: float, steps: int, batch: int, seed: int) -> Iterator[int]:
+    """Train by AdamW, and OIALR's updates where the model has its adapter; the number of every step that was made."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    updater = OIALRUpdater(model, optimizer, total_steps=steps) if hasattr(model, "peft_config") else None
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step / steps))
+    for step, (images, classes) in zip(range(1, steps + 1), batches(split, batch, seed)):  # noqa: B905
         F.cross_entropy(scores(model, images), classes, label_smoothing=0.1).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
@@ -131,12 +141,7 @@ def train(parsed: argparse.Namespace, data: dict[str, Split]) -> tuple[nn.Module
             updater.step()
         rate.step()
         optimizer.zero_grad()
-        if step % max(1, steps // 10) == 0:
-            seconds += now(parsed.device) - began
-            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            curve.append([step / per_epoch, seconds, accuracy(model, data["test"]), trained])
-            began = time.perf_counter()
-    return model, curve
+        yield step
 
 
 def rate_at(progress: float) -> float:

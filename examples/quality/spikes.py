@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from methods import Settings, adapt
-from run import TASKS, scheduled
+from run import scheduled, task_of
 from torch import nn
 
 
@@ -88,8 +88,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parsed = parser.parse_args()
     torch.set_num_threads(1)
-    make = TASKS["characters"]
-    task, found = make(parsed.data, make.sizes[parsed.size]), []
+    task, found = task_of("characters", parsed.data, parsed.size, "cpu"), []
     delay, every = parsed.steps // 4, parsed.steps // 6
     for optimizer, moments, bases in CASES:
         settings = Settings(RATES[optimizer], parsed.rank, parsed.steps, optimizer)

@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 from methods import Settings, dense, oialr
-from run import TASKS, steps
+from run import steps, task_of
 
 
 def main() -> None:
@@ -25,8 +25,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parsed = parser.parse_args()
     torch.set_num_threads(1)
-    make = TASKS["characters"]
-    task, found = make(parsed.data, make.sizes[parsed.size]), {}
+    task, found = task_of("characters", parsed.data, parsed.size, "cpu"), {}
     for optimizer, rate in (("muon", 0.02), ("adamw", 0.004)):
         settings = Settings(rate, parsed.rank, parsed.rounds + 2, optimizer)
         kinds = (dense, partial(oialr, bases="longer", update_interval=1000))  # factors from the start, no update

@@ -138,16 +138,17 @@ def task_of(name: str, folder: Path) -> dict[str, Any]:
 
 
 def time_to_quality(folder: Path) -> list[dict[str, Any]]:
-    """The runs of the wide model: seconds to the final validation loss of the dense one of the same optimizer."""
+    """The runs of the wide model: seconds to the final validation loss of the dense one of the same seed."""
     runs = [json.loads(path.read_text()) for path in sorted((folder / "wide").glob("*.json"))]
-    dense = {run["optimizer"]: run for run in runs if run["method"] == "dense"}
+    dense = {(run["optimizer"], run["seed"]): run for run in runs if run["method"] == "dense"}
     rows = []
-    for run in sorted(runs, key=lambda run: (run["optimizer"] != "muon", run["method"] != "dense", run["steps"])):
-        aim, whole = dense[run["optimizer"]]["validation"], dense[run["optimizer"]]["curve"][-1][1]
+    for run in sorted(runs, key=lambda r: (r["optimizer"] != "muon", r["seed"], r["method"] != "dense", r["steps"])):
+        twin = dense[run["optimizer"], run["seed"]]
+        aim, whole = twin["validation"], twin["curve"][-1][1]
         reached = next((seconds for _, seconds, loss in run["curve"] if loss <= aim), None)
-        row = {"optimizer": OPTIMIZERS[run["optimizer"]], "name": NAMES[run["method"]], "share": None}
+        row = {"optimizer": OPTIMIZERS[run["optimizer"]], "name": NAMES[run["method"]], "seed": run["seed"]}
         row |= {"steps": run["steps"], "validation": run["validation"], "seconds": run["curve"][-1][1] / whole}
-        rows.append(row if reached is None else {**row, "share": reached / whole})
+        rows.append({**row, "share": None if reached is None else reached / whole})
     return rows
 
 

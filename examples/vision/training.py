@@ -6,15 +6,14 @@ import time
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import get_peft_model
 from pictures import Split
 from sizes import size_of, values_of
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
-from vit import accuracy, batches, make_model, rate_at, scores
+from vit import accuracy, make_model, training
 
-from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft import OIALRConfig
 
 
 # The paper's mini-ViT and a ResNet of basic blocks, in its size and in one for a core of a CPU.
@@ -43,18 +42,8 @@ def train(
     values = values_of(model)
     if fields is not None:
         model = get_peft_model(model, OIALRConfig(train_rest=True, **fields))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    updater = OIALRUpdater(model, optimizer, total_steps=plan["steps"]) if fields is not None else None
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step / plan["steps"]))
     began = time.process_time()
-    stream = batches(data["train"], plan["batch"], seed)
-    for _, (images, classes) in zip(range(plan["steps"]), stream):  # noqa: B905
-        F.cross_entropy(scores(model, images), classes, label_smoothing=0.1).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        if updater is not None:
-            updater.step()
-        schedule.step()
-        optimizer.zero_grad()
+    for _ in training(model, data["train"], rate, plan["steps"], plan["batch"], seed):
+        pass
     found = {part: accuracy(model, data[part]) for part in ("validation", "test")}
     return {**found, **size_of(model, values), "seconds": round(time.process_time() - began, 1)}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.helpers.examples import ROOT, python
+from tests.helpers.examples import ROOT, data_with, python
 
 
 FOLDER = ROOT / "examples" / "compression"
@@ -12,9 +12,7 @@ FOLDER = ROOT / "examples" / "compression"
 
 @pytest.mark.slow
 def test_every_method_compresses_and_trains_on(tmp_path):
-    data = ROOT.parent / "shared" / "data"
-    if not (data / "tinyshakespeare").is_dir():
-        pytest.skip("not run: data absent")
+    data = data_with("tinyshakespeare")
     output = tmp_path / "found.json"
     steps = ["--dense-steps", 4, "--steps", 20, "--rates", 1e-3, "--shares", 0.4]
     python(FOLDER, "run.py", "--data", data, "--task", "characters", *steps, "--output", output)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.helpers.examples import ROOT, python
+from tests.helpers.examples import ROOT, data_with, python
 
 
 FOLDER = ROOT / "examples" / "delay"
@@ -13,9 +13,7 @@ FOLDER = ROOT / "examples" / "delay"
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["characters", "pictures"])
 def test_every_delay_leaves_the_full_rank_phase(task, tmp_path):
-    data = ROOT.parent / "shared" / "data"
-    if not (data / "tinyshakespeare").is_dir() or not (data / "cifar10-jpeg").is_dir():
-        pytest.skip("not run: data absent")
+    data = data_with("tinyshakespeare", "cifar10-jpeg")
     arguments = ["run.py", "--data", data, "--task", task, "--steps", 20, "--output", tmp_path]
     python(FOLDER, *arguments, "--delays", "0.3", "auto")
     found = {path.name.split("_")[2]: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.helpers.examples import ROOT, python
+from tests.helpers.examples import ROOT, data_with, python
 
 
 FOLDER = ROOT / "examples" / "target_size"
@@ -13,9 +13,7 @@ FOLDER = ROOT / "examples" / "target_size"
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["characters", "pictures"])
 def test_every_rule_ends_at_the_size(task, tmp_path):
-    data = ROOT.parent / "shared" / "data"
-    if not (data / "tinyshakespeare").is_dir() or not (data / "cifar10-jpeg").is_dir():
-        pytest.skip("not run: data absent")
+    data = data_with("tinyshakespeare", "cifar10-jpeg")
     output = tmp_path / "found.json"
     python(FOLDER, "run.py", "--data", data, "--task", task, "--dense-steps", 4, "--steps", 20, "--output", output)
     runs = json.loads(output.read_text())["runs"]

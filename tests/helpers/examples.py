@@ -7,8 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+
+
+def data_with(*names: str) -> Path:
+    """The folder of the real data; the test is skipped where one of these is not there."""
+    if not all((DATA / name).exists() for name in names):
+        pytest.skip("not run: data absent")
+    return DATA
 
 
 def python(folder: Path, *arguments: object) -> str:
