@@ -84,7 +84,7 @@ def joint_policy() -> dict:
     }
     wrapped = DistributedDataParallel(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    updater = OIALRUpdater(wrapped, optimizer, total_steps=15, check=True)
+    updater = OIALRUpdater(wrapped, optimizer, total_steps=30, check=True)
     facts = {name: weight.facts for name, weight in updater.weights.items()}
     expected = updater.policies.ranks.choose(spectra, facts, 3)
     seen = []
