@@ -9,6 +9,7 @@ import copy
 import json
 import platform
 from typing import Any
+from unittest import mock
 
 import peft
 import torch
@@ -17,29 +18,31 @@ from torch import nn
 from training import arguments, dense_start, train
 
 import oialr_peft
-from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft import OIALRConfig, OIALRUpdater, joint_ranks
 from oialr_peft.plain import model_size
 
 
-RULES = ("target_size", "plain spectra", "cutoff per layer", "uniform")
+RULES = ("target_size", "squared gradients", "plain spectra", "cutoff per layer", "uniform")
 
 
 def compressed(dense: nn.Module, task: Any, seed: int, rule: str, share: float, steps: int, lr: float) -> dict:
-    """Compress a copy of the dense model while it trains on."""
+    """Compress a copy of the dense model while it trains on; by every rule the same decides what stays at a rank."""
     config = OIALRConfig(target_size=share, train_rest=True)
     model: Any = peft.get_peft_model(copy.deepcopy(dense), config)  # type: ignore[arg-type]
 
     def updates(optimizer: torch.optim.Optimizer) -> Any:
         updater = OIALRUpdater(model, optimizer, total_steps=steps)
         own: Any = updater.policies.ranks
-        if rule != "target_size":
+        if rule not in ("target_size", "squared gradients"):
             updater.carrier.squared_gradient = lambda parameter: None
         if rule in ("cutoff per layer", "uniform"):
             kind = Cutoff if rule == "cutoff per layer" else Uniform
             updater.policies = updater.policies._replace(ranks=kind(own.share, own.rest, own.approach, own.min_rank))
         return updater.step
 
-    train(model, task, 100 + seed, steps, lr, updates)
+    seen = joint_ranks.seen_spectrum if rule == "target_size" else lambda core, seen: None
+    with mock.patch.object(joint_ranks, "seen_spectrum", seen):
+        train(model, task, 100 + seed, steps, lr, updates)
     ranks = model.base_model.ranks()
     return {
         "rule": rule,
