@@ -21,12 +21,13 @@ SEEN = "seen"
 class JointRanks:
     """The first pass of an update whose policy must know every layer: the spectra of all of them, then their ranks.
 
-    A spectrum is of what went through the layer in the last step, as the cut that follows goes by it; where nothing
-    of any layer was seen, of its singular values, weighted by the optimizer's mean squared gradients if it has those
-    of all layers. Only spectra of one kind can be compared: where some layers were seen, the others count as typical.
+    A spectrum is of what the loss felt of the layer in the last step, by which the cut that follows goes too; where
+    nothing was felt of any layer, of its singular values, weighted by the optimizer's mean squared gradients if it has
+    those of all layers. Only spectra of one kind can be compared: where some layers were felt, the others count as
+    typical ones, with the directions that their singular values give.
 
     Attributes:
-        ranks: {layer: rank to keep}; None until they are chosen, and always where the policy asks layer by layer.
+        wanted: whether this update's policy must know every layer.
     """
 
     def __init__(
@@ -43,7 +44,6 @@ class JointRanks:
         self.squares = _squared_gradients(weights, carrier) if self.wanted else {}
         self.spectra: dict[str, torch.Tensor] = {}
         self.felt: set[str] = set()
-        self.ranks: dict[str, int] | None = None
 
     def find(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
         """The spectrum of a layer, and of which kind it is."""

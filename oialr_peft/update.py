@@ -49,6 +49,7 @@ def update_bases(
     step: int,
     update_number: int,
     seen: Mapping[str, Seen] = MappingProxyType({}),
+    comparable: bool = True,
     waiting: Mapping[str, float | None] = MappingProxyType({}),
 ) -> UpdateReport:
     """Rotate the bases of the layers that are due, cut them, and move the optimizer's moments along.
@@ -56,7 +57,8 @@ def update_bases(
     Layers that are still dense are factorised first, but for those that are `waiting` for their bases to settle, with
     their last stabilities, which count in a joint choice of ranks all the same. `weights` are by the names of their
     layers, in model order. A few at a time are worked on, so that the peak never holds two copies of them. A layer
-    whose SVD cannot be had is left as it is, with one warning. What is `seen` of a layer decides what stays of it.
+    whose SVD cannot be had is left as it is, with one warning. What is `seen` of a layer decides what stays of it,
+    and where it is `comparable` between layers how much.
 
     Raises:
         RuntimeError: on all processes, when one of them failed; it names the layer.
@@ -65,11 +67,11 @@ def update_bases(
     update = _Update(weights, config, policies, carrier, seen, step, waiting)
     due = update.due(update_number)
     tasks = [task for task in due if task.name not in waiting]
-    joint = update.joint
+    joint = JointRanks(weights, update.facts, policies, carrier, seen if comparable else {}, step)
     if joint.wanted and tasks:
         spectra = Exchange(workers, update.matrix, joint.find, joint.take, update.sharded)
         spectra.run([task for task in due if task.cut])
-        joint.ranks = workers.decide(joint.choose, "its choice of ranks")
+        update.ranks = workers.decide(joint.choose, "its choice of ranks")
     Exchange(workers, update.matrix, update.decompose, update.apply, update.sharded).run(tasks)
     if not workers.alike:
         Exchange(workers, update.held, update.send_held, update.take_held).run(tasks)
@@ -114,7 +116,7 @@ class _Update:
         }
         self.sharded = any(is_sharded(weight.core) for weight in weights.values())
         self.facts = {name: weight.facts for name, weight in weights.items()}
-        self.joint = JointRanks(weights, self.facts, policies, carrier, seen, step)
+        self.ranks: dict[str, int] | None = None  # of a joint choice
         self.factorised = False
         self.changed: dict[str, list[int]] = {}
         self.dropped: dict[str, float] = {}
@@ -141,13 +143,12 @@ class _Update:
 
     def decompose(self, task: SvdTask, matrix: torch.Tensor) -> Solution | None:
         """Decompose, and choose where the ranks are not known yet; what is found is cut already."""
-        ranks = self.joint.ranks
-        rank = task.rank if ranks is None else ranks.get(task.name, task.rank)
+        rank = task.rank if self.ranks is None else self.ranks.get(task.name, task.rank)
         found = self._leading(task, matrix, rank)
         if found is None:
             return None
         rotation, dropped = found
-        if task.cut and ranks is None:
+        if task.cut and self.ranks is None:
             spectra, whole = {task.name: rotation.singular_values}, rotation
             rotation = rotation.cut(self.policies.ranks.choose(spectra, self.facts, self.step)[task.name])
             dropped += (1 - dropped) * rotation.dropped_energy(whole.singular_values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -70,11 +71,17 @@ def seen_spectrum(core: torch.Tensor, seen: Seen) -> torch.Tensor | None:
     """What each direction is worth that `cut_by_activations` would keep, descending, (size,) or (groups, size).
 
     Their squares are the eigenvalues of C N, of which a cut loses those that it leaves out: first-order estimates of a
-    change of the loss, so they can be compared between layers. None where it is for `cut_by_activations`.
+    change of the loss, so they can be compared between layers and between groups, of which one that nothing went
+    through is worth nothing. None where not both moments were seen, or they or the core are not finite, or all of the
+    layer is worth nothing: then there is no telling.
     """
     core, seen = (core.mT, seen.flipped) if seen.side == "left" else (core, seen)
-    balanced = _balanced(core, seen)
-    return None if balanced is None else balanced.values.clamp_min(0).sqrt().flip(-1).to(core)
+    known = all(_finite(moment, core) is not None for moment in (seen.coming, seen.made))
+    if not known or (balanced := _balanced(core, seen)) is None:
+        return None
+    felt = (_energy(balanced.coming) > 0) & (_energy(balanced.made) > 0)  # a group of none has its ridge alone
+    values = torch.where(felt, balanced.values.clamp_min(0), 0).sqrt().flip(-1)
+    return values.to(core.device) if 0 < float(values.sum()) < math.inf else None
 
 
 class _Balanced(NamedTuple):
@@ -113,9 +120,14 @@ def _share(lost: torch.Tensor, coming: torch.Tensor, made: torch.Tensor) -> floa
 
 def _ridged(moment: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
     """The moment with a little of the one that it would have without preferences; that alone where it is zero."""
-    energy, of_plain = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] for m in (moment, plain))
+    energy, of_plain = _energy(moment).unsqueeze(-1), _energy(plain).unsqueeze(-1)
     share = RIDGE * energy / of_plain.clamp_min(torch.finfo(plain.dtype).tiny)
     return moment + torch.where(energy > 0, share, torch.ones_like(share)) * plain
+
+
+def _energy(moment: torch.Tensor) -> torch.Tensor:
+    """The sum over all directions, (..., 1)."""
+    return moment.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
 
 
 def _roots(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

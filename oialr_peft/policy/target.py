@@ -41,9 +41,9 @@ class TargetSize:
     def choose(
         self, spectra: Mapping[str, torch.Tensor], facts: Mapping[str, LayerFacts], step: int
     ) -> dict[str, int]:
-        """The rank to keep of each layer after optimizer step `step`, from its singular values (rank,) or (groups,
-        rank), which may be weighted and then need not descend. Layers in `facts` without a spectrum stay as they are,
-        and count."""
+        """The rank to keep of each layer after optimizer step `step`, from what its directions are worth (rank,) or
+        (groups, rank): singular values, weighted or of what was seen, which need not descend. Layers in `facts`
+        without a spectrum stay as they are, and count."""
         energies = {name: _energies(values) for name, values in spectra.items()}
         known = [float(energy[-1]) ** 0.5 for energy in energies.values() if energy[-1]]
         typical = sum(known) / max(1, len(known)) or 1.0

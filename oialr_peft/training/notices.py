@@ -85,7 +85,7 @@ def unseen(report: UpdateReport, names: Iterable[str]) -> str | None:
         return None
     return (
         f"The OIALR update at step {report.step} chose by the weights alone what to keep of {len(found)} layers, "
-        f"'{found[0]}' among them, although `activation_aware=True`: they were not called in training in the step "
+        f"'{found[0]}' among them, although `activation_aware=True`: they had no part in the loss of the step "
         "before it, or `OIALRUpdater.step()` is not called after every optimizer step. If that is fine, set "
         "`activation_aware=False`."
     )

@@ -27,11 +27,14 @@ class SeenActivations:
 
     Attributes:
         found: {layer: what was seen}.
+        clean: {device: whether all of it was finite}. A step that a gradient scaler skips is taken again with another
+            scale, so layers that overflowed and layers that did not cannot be compared any more.
     """
 
     def __init__(self, weights: Mapping[str, AdaptedWeight], config: OIALRConfig) -> None:
         self.weights, self.config = weights, config
         self.found: dict[str, Seen] = {}
+        self.clean: dict[torch.device, torch.Tensor] = {}
         self._eager = [False]
         weakref.finalize(self, _end, self._eager)
 
@@ -47,7 +50,7 @@ class SeenActivations:
 
     def watch(self, due: bool) -> None:
         """Begin anew: an update is due after the next step, or it is not."""
-        self.found = {}
+        self.found, self.clean = {}, {}
         names = set(self.awaited) if due else ()
         if bool(names) != self._eager[0]:
             self._eager[0] = bool(names)
@@ -55,16 +58,29 @@ class SeenActivations:
         for name, weight in self.weights.items():
             weight.observer = _Observer(self, name) if name in names else None
 
+    @property
+    def comparable(self) -> bool:
+        """Whether what was seen of one layer can be compared with what was seen of another."""
+        return all(bool(clean) for clean in self.clean.values())
+
     @torch.no_grad()
-    def add(self, name: str, look: Look, base: Any, tensor: torch.Tensor, args: tuple[Any, ...]) -> None:
-        """Add what a batch is at the core of a layer, its inputs or the gradient of its outputs."""
+    def look(self, name: str, look: Look, base: Any, tensor: torch.Tensor, args: tuple[Any, ...]) -> Seen:
+        """What a batch is at the core of a layer, its inputs or the gradient of its outputs."""
         held = self.weights[name].factors
         with torch.autocast(tensor.device.type, enabled=False):
             dtype = torch.promote_types(held.core.dtype, torch.float32)
             tensor = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor  # else places in a table
-            seen = look(base, tensor, held.bases_to(dtype)._replace(core=held.core.to(dtype)), *args)
-        before = self.found.get(name)
-        self.found[name] = seen if before is None else before.with_more(seen)
+            return look(base, tensor, held.bases_to(dtype)._replace(core=held.core.to(dtype)), *args)
+
+    def add(self, name: str, *parts: Seen) -> None:
+        """Add both sides of one call of a layer, when its gradient has come: a call without effect does not count."""
+        for seen in parts:
+            for moment in (seen.coming, seen.made):
+                if moment is not None:
+                    finite = torch.isfinite(moment).all()
+                    self.clean[moment.device] = finite & self.clean.get(moment.device, True)
+            before = self.found.get(name)
+            self.found[name] = seen if before is None else before.with_more(seen)
 
 
 def _end(eager: list[bool]) -> None:
@@ -81,15 +97,18 @@ class _Observer:
     @torch.compiler.disable()
     def __call__(self, kind: Kind, base: Any, x: torch.Tensor, y: torch.Tensor, args: tuple[Any, ...]) -> torch.Tensor:
         """The layer gave y for x; what it is to give instead."""
-        self._tell(kind.seen, base, x, args)
-        if y.requires_grad:
-            y = y.clone()  # of a view a change in place, such as that of ReLU(inplace=True), would drop the hook
-            y.register_hook(lambda dy: self._tell(kind.felt, base, dy, args))
+        if (seen := self._seen()) is None or not y.requires_grad:
+            return y
+        came = seen.look(
+            self._name, kind.seen, base, x, args
+        )  # now: x may be changed in place before the gradient comes
+        y = y.clone()  # of a view a change in place, such as that of ReLU(inplace=True), would drop the hook
+        y.register_hook(lambda dy: self._felt(came, kind.felt, base, dy, args))
         return y
 
-    def _tell(self, look: Look, base: Any, tensor: torch.Tensor, args: tuple[Any, ...]) -> None:
+    def _felt(self, came: Seen, look: Look, base: Any, dy: torch.Tensor, args: tuple[Any, ...]) -> None:
         if (seen := self._seen()) is not None:
-            seen.add(self._name, look, base, tensor, args)
+            seen.add(self._name, came, seen.look(self._name, look, base, dy, args))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None

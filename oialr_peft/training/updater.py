@@ -159,7 +159,8 @@ class OIALRUpdater:
         device = next(iter(self.weights.values())).core.device.type
         with moving[0], moving[1], torch.autocast(device, enabled=False):  # which a user's loop may have left on
             waiting = self._waiting.measure(workers, self.steps, taken)
-            facts: Any = {"step": self.steps, "update_number": number, "waiting": waiting, "seen": self._seen.found}
+            facts: Any = {"step": self.steps, "update_number": number, "waiting": waiting}
+            facts |= {"seen": self._seen.found, "comparable": self._seen.comparable}
             report = update_bases(self.weights, self.config, self.policies, self.carrier, workers, **facts)
         size = self._size.with_ranks(self.weights)
         report = replace(report, compressed_bytes=size.compressed.bytes, dense_bytes=size.dense.bytes)

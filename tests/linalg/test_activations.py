@@ -118,4 +118,28 @@ def test_the_spectrum_of_what_was_seen_tells_what_any_cut_loses(case):
         for rank in (1, 5, 12):
             _, dropped = cut_by_activations(core, rank, seen)
             assert dropped == pytest.approx(float(energies[rank:].sum() / energies.sum()), rel=1e-6)
-    assert seen_spectrum(matrix, Seen("right", torch.full((2, 2), torch.inf))) is None
+
+
+@pytest.mark.parametrize("size", [1, 8, 40])
+def test_there_is_no_spectrum_where_there_is_no_telling(size):
+    torch.manual_seed(0)
+    core, whole = torch.randn(size, size), torch.eye(size)
+    assert seen_spectrum(core, Seen("right", whole, whole)) is not None
+    for spoilt in (None, torch.full((size, size), torch.inf), torch.zeros(size, size)):
+        assert seen_spectrum(core, Seen("right", whole, spoilt)) is None
+        assert seen_spectrum(core, Seen("right", spoilt, whole)) is None
+    assert seen_spectrum(core * torch.nan, Seen("right", whole, whole)) is None
+
+
+def test_a_group_through_which_nothing_went_is_worth_nothing():
+    torch.manual_seed(0)
+    cores, moments = torch.randn(3, 6, 4), torch.eye(4).repeat(3, 1, 1)
+    moments[1] = 0
+    values = seen_spectrum(cores, Seen("right", moments, moments))
+    assert not values[1].any()
+    assert values[0].all()
+
+
+def test_a_half_precision_core_has_its_spectrum_in_full():
+    seen = Seen("right", 1e8 * torch.eye(4), 1e8 * torch.eye(4))
+    assert seen_spectrum(torch.eye(4, dtype=torch.float16), seen).isfinite().all()

@@ -9,6 +9,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 
 from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.kinds.experts import ExpertsConv1D, ExpertsLinear
@@ -164,6 +165,40 @@ def test_an_overflow_whose_step_is_taken_again_is_forgotten():
     again = Seen("right", spoilt, moment).with_more(Seen("right", moment, moment))
     assert torch.equal(again.coming, moment)
     assert torch.equal(again.made, 2 * moment)
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_after_an_overflow_layers_are_not_compared(overflows):
+    model, optimizer, updater = half_way()
+    loss = model(torch.randn(6, 12)).square().mean()
+    (loss * (torch.inf if overflows else 1)).backward()  # as of a scaled loss whose step will be skipped
+    optimizer.zero_grad()
+    model(torch.randn(6, 12)).square().mean().backward()
+    assert updater._seen.comparable == (not overflows)
+    optimizer.step()
+    updater.step()
+    assert updater._seen.comparable
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_layer_counts_once(reentrant):
+    def found(around):
+        model, *_, updater = half_way()
+        x = torch.ones(6, 12, requires_grad=True)
+        around(model, x).square().mean().backward()
+        (seen,) = updater._seen.found.values()
+        return seen
+
+    plain = found(lambda model, x: model(x))
+    again = found(lambda model, x: checkpoint(model, x, use_reentrant=reentrant))
+    torch.testing.assert_close(again.coming, plain.coming)
+    torch.testing.assert_close(again.made, plain.made)
+
+
+def test_a_call_whose_output_is_not_used_does_not_count():
+    model, *_, updater = half_way()
+    model(torch.randn(50, 12))
+    assert updater._seen.found == {}
 
 
 def test_what_was_seen_at_another_rank_is_not_used():

@@ -164,8 +164,8 @@ def test_any_model_and_a_rank_multiple():
     assert 0.4 < model_size(model).share <= 0.5
 
 
-def two_alike(inputs, **settings):
-    """The ranks at which two layers of one weight end; `faint` counts a hundredth in the loss, or is not called."""
+def two_alike(more, **settings):
+    """The ranks at which two layers of one weight end; `more(faint, x)` is what the second adds to the loss."""
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({name: torch.nn.Linear(32, 32, bias=False) for name in ("felt", "faint")})
     model["faint"].load_state_dict(model["felt"].state_dict())
@@ -175,10 +175,7 @@ def two_alike(inputs, **settings):
     updater = OIALRUpdater(model, optimizer, total_steps=10)
     for _ in range(6):
         layers, x = model.base_model.model, torch.randn(64, 32)
-        loss = layers["felt"](x).square().mean()
-        if inputs is not None:
-            loss = loss + layers["faint"](inputs(x)).square().mean() / 100
-        loss.backward()
+        (layers["felt"](x).square().mean() + more(layers["faint"], x)).backward()
         optimizer.step()
         updater.step()
         optimizer.zero_grad()
@@ -187,21 +184,32 @@ def two_alike(inputs, **settings):
 
 @pytest.mark.parametrize("aware", [True, False])
 def test_the_layer_that_the_loss_feels_less_is_cut_further(aware):
-    ranks = two_alike(lambda x: x, activation_aware=aware)
+    ranks = two_alike(lambda faint, x: faint(x).square().mean() / 100, activation_aware=aware)
     assert ranks["felt"] > ranks["faint"] + 4
 
 
 def test_the_layer_whose_inputs_lie_in_few_directions_is_cut_further():
-    few = torch.diag(torch.tensor([10.0] * 4 + [0.1] * 28))
-    ranks = two_alike(lambda x: 10 * x @ few)
+    few = torch.diag(torch.tensor([100.0] * 4 + [1.0] * 28))
+    ranks = two_alike(lambda faint, x: faint(x @ few).square().mean() / 100)
     assert 2 <= ranks["faint"] <= 5
     assert ranks["felt"] + ranks["faint"] == 12  # for which there is room
 
 
-def test_a_layer_that_was_not_called_counts_as_a_typical_one():
-    with pytest.warns(OIALRWarning, match="chose by the weights alone .* of 1 layers, 'faint'"):
-        ranks = two_alike(None)
-    assert abs(ranks["felt"] - ranks["faint"]) <= 2
+WITHOUT_EFFECT = {
+    "not called": lambda faint, x: 0,
+    "not in the loss": lambda faint, x: 0 * float(faint(x).sum()),
+    "times zero": lambda faint, x: 0 * faint(x).sum(),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_EFFECT)
+def test_a_layer_that_had_no_effect_counts_as_a_typical_one(case):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", OIALRWarning)
+        ranks = two_alike(WITHOUT_EFFECT[case])
+    assert min(ranks.values()) >= 4  # of the 12 for which there is room; neither takes it all
+    told = [str(w.message) for w in caught if "chose by the weights alone" in str(w.message)]
+    assert len(told) == (case != "times zero")
 
 
 def test_a_cut_that_takes_much_names_the_size_and_not_the_cutoff():

@@ -87,8 +87,8 @@ def main() -> None:
         gc.collect()
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps(results), flush=True)
-    leave()
 
 
 if __name__ == "__main__":
     main()
+    leave()

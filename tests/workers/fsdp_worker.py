@@ -114,8 +114,8 @@ def main() -> None:
         dist.barrier()
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps([facts]), flush=True)
-    leave()
 
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -37,6 +37,7 @@ def results(output: str) -> list[dict]:
 
 
 def leave() -> None:
-    """End a worker: reducers go before their group, or gloo now and then hangs or aborts at exit."""
+    """End a worker, outside the function that holds its models: reducers go before their group, or gloo now and then
+    hangs or aborts at exit."""
     gc.collect()
     dist.destroy_process_group()

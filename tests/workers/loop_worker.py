@@ -61,8 +61,8 @@ def main() -> None:
         with open(f"{sys.argv[1]}/facts-{size}.json", "w") as file:
             json.dump(facts, file)
     del wrapped, updater, optimizer, model
-    leave()
 
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -89,8 +89,8 @@ def main() -> None:
     runs = {name: measured(config) for name, config in CONFIGS.items()}
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps(runs), flush=True)
-    leave()
 
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -42,8 +42,8 @@ def main() -> None:
         torch.testing.assert_close(logits(loaded), trained, rtol=0, atol=1e-10)
         torch.save(trained, folder / f"logits-{world}.pt")
     dist.barrier()
-    leave()
 
 
 if __name__ == "__main__":
     main()
+    leave()

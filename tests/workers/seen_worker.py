@@ -56,8 +56,8 @@ def main() -> None:
     alone = [str(w.message) for w in caught if "by the weights alone" in str(w.message)]
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps([*found, alone]), flush=True)
-    leave()
 
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -21,8 +21,8 @@ def main() -> None:
     }
     if dist.get_rank() == 0:
         print("RESULTS " + json.dumps([result]), flush=True)
-    leave()
 
 
 if __name__ == "__main__":
     main()
+    leave()
