@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="+", default=[4e-3, 2e-3, 8e-3])
     parser.add_argument("--rates-of", type=Path, help="results whose choice of rates is taken over, without a search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--share", type=float, default=0.25, help="of the dense values that the others end with")
     parser.add_argument("--validated", type=int, default=500, help="windows of the validation split, evenly spaced")

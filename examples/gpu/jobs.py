@@ -72,6 +72,10 @@ def measurements() -> Iterator[Job]:
     tiny = {"layers": 1, "sequences": 2, "tokens": 8, "size": "tiny", "apart": False}
     yield from variants("memory", "process_memory", sizes, tiny, ("fp32", "bf16"))
     yield from variants("updates", "updates", {"task": "bert_large"}, {"task": "bert_tiny", "steps": 3, "updates": 2})
+    # Which SVD the updates had better take: no choice is built before a GPU has told.
+    tiny = {"shapes": "32x16", "count": 2, "rounds": 1}
+    yield Job("svd fp32", "benchmarks/svd.py", {"device": "{device}", "output": "{output}"}, tiny)
+    yield from variants("profiled", "profiled", {"task": "bert_large"}, {"task": "bert_tiny", "steps": 1}, ("bf16",))
     tiny = {"width": 64, "blocks": 1, "ranks": 4}
     yield from variants("initialisation", "initialisation", {"whole": True}, tiny, ("fp32", "bf16"))
     tiny = {"shares": 0.25, "rounds": 1, "layers": 1, "width": 64}
@@ -97,14 +101,14 @@ def processes() -> Iterator[Job]:
 
 def quality() -> Iterator[Job]:
     """Time to quality of a model of LLaMA-60M's shape, and the paper's mini-ViT."""
-    for method in ("dense", "oialr_longer", "low_rank", "oialr_sigma"):
+    for method in ("dense", "oialr_size", "oialr_longer", "low_rank", "oialr_sigma"):
         flags = {"method": method, "lr": 0.02, "device": "{device}", "output": "{output}"}
         text = {"text": "{data}/tinyshakespeare/input.txt", "steps": 2000}
         tiny = {"text": None, "steps": 4, "size": "tiny"}
         files = ("tinyshakespeare/input.txt",)
         yield Job(f"llama {method}", "gpu/llama.py", {**flags, **text}, tiny, files=files)
     for seed in (0, 1, 2):
-        for method in ("dense", "oialr"):
+        for method in ("dense", "oialr", "oialr_size"):
             flags = {"method": method, "seed": seed, "device": "{device}", "output": "{output}"}
             tiny = {"data": None, "epochs": 1, "size": "tiny"}
             flags |= {"data": "{data}/cifar10-jpeg", "epochs": 60}

@@ -72,6 +72,19 @@ def _updates(result: Result) -> list[Line]:
     return [*lines, ["all", "", "", f"{result['share']:.2%}"]]
 
 
+def _svd(result: Result) -> list[Line]:
+    return [
+        [r["shape"], r["way"], f"{r['ms']:.2f}", two(r["time/default"]), f"{r['error']:.0e}"] for r in result["rows"]
+    ]
+
+
+def _profiled(result: Result) -> list[Line]:
+    return [
+        [r["method"], f"`{r['operator']}`", f"{r['share']:.1%}", f"{r['calls']:.0f}", two(r["waits"])]
+        for r in result["rows"]
+    ]
+
+
 def _initialisation(result: Result) -> list[Line]:
     return [
         [w["init"], str(w["rank"] or "full"), f"{w['weights'] / 1e6:,.0f}", f"{w['seconds']:.1f}"]
@@ -131,6 +144,8 @@ TABLES: dict[str, Callable[[Result], list[Line]]] = {
     "layer": _layer,
     "memory": _memory,
     "updates": _updates,
+    "svd": _svd,
+    "profiled": _profiled,
     "initialisation": _initialisation,
     "latency": _latency,
     "decode": _decode,
