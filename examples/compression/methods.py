@@ -22,14 +22,16 @@ from oialr_peft.plain import model_size
 CALIBRATION = 32  # batches of training data by which activations are weighed
 
 
-Small = tuple[nn.Module, float]  # the compressed model, and the share of the dense parameters that it holds
+# The compressed model, the share of the dense parameters that it holds, and a model of the shapes that its file has.
+Small = tuple[nn.Module, float, nn.Module]
 
 
 def oialr(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: float, **fields: Any) -> Small:
     """`target_size`: cut at several updates, ranks of all layers together."""
     model: Any = get_peft_model(copy.deepcopy(dense), OIALRConfig(target_size=share, train_rest=True, **fields))  # type: ignore[arg-type]
     train(model, task, seed, steps, lr, lambda o: OIALRUpdater(model, o, total_steps=steps).step)
-    return model, model_size(model).share
+    ranks = {name.removeprefix("base_model.model."): rank for name, rank in model.base_model.ranks().items()}
+    return model, model_size(model).share, in_two(dense, ranks)
 
 
 def svd(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: float, weighted: bool) -> Small:
@@ -45,7 +47,7 @@ def svd(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: fl
         layer = model.get_submodule(name)
         model.set_submodule(name, _cut(layer, rank, moments.get(name)))
     sizes = [sum(p.numel() for p in m.parameters()) for m in (model, dense)]
-    return train(model, task, seed, steps, lr), sizes[0] / sizes[1]
+    return train(model, task, seed, steps, lr), sizes[0] / sizes[1], model
 
 
 METHODS: dict[str, Callable[..., Small]] = {
@@ -63,9 +65,23 @@ def ranks_for(dense: nn.Module, share: float) -> dict[str, int]:
     size = model_size(model)
     budget = share * size.dense.values - size.rest.values
     each = budget / sum(map(math.prod, shapes.values()))
-    ranks = {name.removeprefix("base_model.model."): int(each * m * n / (m + n)) for name, (m, n) in shapes.items()}
-    assert sum(stored_size(s, r) for s, r in zip(shapes.values(), ranks.values(), strict=True)) <= budget
-    return ranks
+    wanted = {name: each * m * n / (m + n) for name, (m, n) in shapes.items()}
+    ranks = {name: int(rank) for name, rank in wanted.items()}
+    spare = budget - sum(stored_size(shapes[name], rank) for name, rank in ranks.items())
+    for name in sorted(wanted, key=lambda name: int(wanted[name]) - wanted[name]):  # what rounding took the most from
+        if (more := stored_size(shapes[name], ranks[name] + 1) - stored_size(shapes[name], ranks[name])) <= spare:
+            ranks[name], spare = ranks[name] + 1, spare - more
+    return {name.removeprefix("base_model.model."): rank for name, rank in ranks.items()}
+
+
+def in_two(dense: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+    """The dense model with these layers as two each, as a compressed file has them; small ones alone are smaller."""
+    model = copy.deepcopy(dense)
+    for name, rank in ranks.items():
+        layer: Any = model.get_submodule(name)
+        if stored_size(tuple(layer.weight.shape), rank) < layer.weight.numel():
+            model.set_submodule(name, _cut(layer, rank, None))
+    return model
 
 
 @torch.no_grad()

@@ -14,13 +14,29 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save
+from torch import nn
 
 
-sys.path.append(str(Path(__file__).parents[1] / "target_size"))
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("target_size", "benchmarks")]
 from methods import METHODS
+from timing import interleave, ratio
 from training import arguments, dense_start, train
 
 import oialr_peft
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Of its safetensors file."""
+    return len(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+
+
+@torch.no_grad()
+def latency(model: nn.Module, dense: nn.Module, task: Any) -> float:
+    """The time of a training batch forward, of the dense model's."""
+    batch = next(iter(task.batches(0)))
+    runs = {"dense": lambda: task.loss(dense, batch), "small": lambda: task.loss(model, batch)}
+    return ratio(interleave(runs, rounds=9), "small", "dense")
 
 
 def main() -> None:
@@ -35,11 +51,12 @@ def main() -> None:
         seed, found = 100 + parsed.seed, []
         for rate in parsed.rates:
             if name == "dense":
-                model, held = train(copy.deepcopy(dense), task, seed, parsed.steps, rate), 1.0
+                model, held, stored = train(copy.deepcopy(dense), task, seed, parsed.steps, rate), 1.0, dense
             else:
-                model, held = METHODS[name](dense, task, seed, share, parsed.steps, rate)
-            losses = {part: task.loss_on(model, part) for part in ("validation", "test")}
-            found.append({"method": name, "share": share, "rate": rate, "held": held, **losses})
+                model, held, stored = METHODS[name](dense, task, seed, share, parsed.steps, rate)
+            run = {"method": name, "share": share, "rate": rate, "held": held}
+            run |= {part: task.loss_on(model, part) for part in ("validation", "test")}
+            found.append({**run, "bytes": bytes_of(stored), "latency/dense": latency(stored, dense, task)})
             print(found[-1], flush=True)
         return found
 

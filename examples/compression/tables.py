@@ -24,6 +24,17 @@ def chosen(result: dict[str, Any], method: str, share: float) -> dict[str, Any]:
     return min(runs, key=lambda run: run["validation"])
 
 
+def against_dense(results: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Bytes of the file and time of a batch, of the dense model's; None where a result is older than they."""
+    if any("bytes" not in run for run in runs):
+        return {"bytes": None, "latency": None}
+    dense = [chosen(result, "dense", 1.0)["bytes"] for result in results]
+    return {
+        "bytes": mean(run["bytes"] / whole for run, whole in zip(runs, dense, strict=True)),
+        "latency": mean(run["latency/dense"] for run in runs),
+    }
+
+
 def task_of(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     """The tables of one task: a row for each share and method, a column for each seed."""
     seeds = sorted(results, key=lambda result: result["seed"])
@@ -35,7 +46,7 @@ def task_of(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         gaps = [run["test"] - loss for run, loss in zip(runs, dense, strict=True)]
         rates = sorted({run["rate"] for run in runs})
         rows.append({"share": share, "method": method, "losses": [run["test"] for run in runs], "rates": rates})
-        rows[-1] |= {"gap": mean(gaps), "range": (min(gaps), max(gaps))}
+        rows[-1] |= {"gap": mean(gaps), "range": (min(gaps), max(gaps)), **against_dense(seeds, runs)}
     return {
         "title": TITLES[name],
         "seeds": [result["seed"] for result in seeds],

@@ -30,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what is tried for OIALR tuned, each a
     "sigma alone, 40 %": {"bases": "frozen", "target_size": 0.4, "delay": 0.3},
     "longer until 80 %, 30 %": {"bases": "longer", "freeze_bases": 0.8, "target_size": 0.3, "delay": 0.3},
     "longer until 90 %, 40 %": {"bases": "longer", "freeze_bases": 0.9, "target_size": 0.4, "delay": 0.3},
+    "longer until 90 %, 60 %": {"bases": "longer", "freeze_bases": 0.9, "target_size": 0.6, "delay": 0.3},
 }
 MULTIPLES = (1.0, 2.0)
 
