@@ -18,7 +18,7 @@ def verdict(task: dict[str, Any], table: dict[str, Any]) -> str | None:
     dense, both = rows["dense"], rows["low_rank"]
     closed, trained = 1 - longer["gap"] / both["gap"], longer["trained"] / both["trained"]
     text = (
-        f"{task['name']}, {table['optimizer']}, {min(longer['seeds'], both['seeds'])} seed(s): above dense, "
+        f"{task['name']}, {table['optimizer']}, {table['steps']:,} steps, {min(longer['seeds'], both['seeds'])} seed(s): above dense, "
         f"{longer['name']} {longer['gap']:+.4f}, plain W = A B {both['gap']:+.4f}: {closed:.0%} of the gap closed "
         f"(half was the aim), {trained:.0%} of the values of A B trained in the second half."
     )
@@ -31,7 +31,7 @@ def verdict(task: dict[str, Any], table: dict[str, Any]) -> str | None:
 def best_rates(task: dict[str, Any], table: dict[str, Any]) -> str:
     """The rate that validation chose for every method."""
     found = ", ".join(f"{row['lr']:g} {row['method'].replace('_', ' ')}" for row in table["rows"])
-    return f"{task['name']}, {table['optimizer']}: {found}"
+    return f"{task['name']}, {table['optimizer']}, {table['steps']:,} steps: {found}"
 
 
 def worth_of_activations(rows: dict[str, dict[str, Any]]) -> float:

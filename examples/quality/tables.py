@@ -35,6 +35,7 @@ NAMES = {
 TASKS = {
     "characters": "A GPT on the characters of TinyShakespeare (nats per character)",
     "pictures": "A ViT on CIFAR-10 (cross-entropy)",
+    "longer/pictures": "The same ViT, trained for longer",
 }
 OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW"}
 RANK = 0.25  # of the comparison
@@ -127,9 +128,9 @@ def task_of(name: str, folder: Path) -> dict[str, Any]:
     used = [optimizer for optimizer in OPTIMIZERS if any(r["optimizer"] == optimizer for r in results)]
     searches = [one_rate(results, optimizer, method) for optimizer in used for method in MOVING]
     return {
-        "name": name,
+        "name": name.split("/")[-1],
         "title": TASKS[name],
-        "trivial": json.loads((folder / name / "trivial.json").read_text()),
+        "trivial": json.loads((folder / name.split("/")[-1] / "trivial.json").read_text()),
         "tables": [table_of(results, optimizer) for optimizer in used],
         "one_rate": [search for search in searches if search],
         "full_rank_gaps": full_rank_gaps(results, "muon"),

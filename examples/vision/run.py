@@ -32,7 +32,6 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what is tried for OIALR tuned, each a
     "longer until 90 %, 40 %": {"bases": "longer", "freeze_bases": 0.9, "target_size": 0.4, "delay": 0.3},
     "longer until 90 %, 60 %": {"bases": "longer", "freeze_bases": 0.9, "target_size": 0.6, "delay": 0.3},
 }
-MULTIPLES = (1.0, 2.0)
 
 
 def arguments() -> argparse.Namespace:
@@ -41,6 +40,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=MODELS, required=True)
     parser.add_argument("--size", choices=("small", "paper"), default="small")
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3], help="of dense training")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="tried as tuned")
+    parser.add_argument("--multiples", type=float, nargs="+", default=[1.0, 2.0], help="of dense's rate, for tuned")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32)
@@ -71,7 +72,9 @@ def main() -> None:
     first, *others = parsed.seeds
     dense = best([run("dense", "", rate, first) for rate in parsed.rates])
     run("untuned", "", dense["rate"], first)
-    tried = [run("tuned", name, times * dense["rate"], first) for name in SETTINGS for times in MULTIPLES]
+    tried = [
+        run("tuned", name, times * dense["rate"], first) for name in parsed.settings for times in parsed.multiples
+    ]
     tuned = best(tried)
     for seed in others:
         run("dense", "", dense["rate"], seed)
