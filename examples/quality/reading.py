@@ -17,9 +17,9 @@ def verdict(task: dict[str, Any], table: dict[str, Any]) -> str | None:
         return None
     dense, both = rows["dense"], rows["low_rank"]
     closed, trained = 1 - longer["gap"] / both["gap"], longer["trained"] / both["trained"]
-    case = f"{task['name']}, {table['optimizer']}, {table['steps']:,} steps, {min(longer['seeds'], both['seeds'])} seed(s)"
+    seeds = min(longer["seeds"], both["seeds"])
     text = (
-        f"{case}: above dense, "
+        f"{task['name']}, {table['optimizer']}, {table['steps']:,} steps, {seeds} seed(s): above dense, "
         f"{longer['name']} {longer['gap']:+.4f}, plain W = A B {both['gap']:+.4f}: {closed:.0%} of the gap closed "
         f"(half was the aim), {trained:.0%} of the values of A B trained in the second half."
     )
