@@ -18,6 +18,7 @@ from .plan.table import plan_table
 
 
 _MODEL = "transformers config: Hub id, folder or config.json"
+_EMBEDDINGS = "as with OIALRConfig(embeddings=True)"
 _ADAPTER = "a saved adapter: folder or Hub id; its config names the base model"
 
 
@@ -43,11 +44,13 @@ def _add_inspect(commands: Any) -> None:
     text = "Which layers of a model OIALR takes, and the size of the compressed file at some ranks, from its config."
     inspect = commands.add_parser("inspect", help=text, description=text)
     inspect.add_argument("model", metavar="MODEL", help=_MODEL)
+    inspect.add_argument("--embeddings", action="store_true", help=_EMBEDDINGS)
     inspect.set_defaults(run=_inspect)
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
-    Console().print(inspect_table(architecture(meta_model(parsed.model), parsed.model)))
+    model = architecture(meta_model(parsed.model), parsed.model, embeddings=parsed.embeddings)
+    Console().print(inspect_table(model))
 
 
 def _add_report(commands: Any) -> None:
@@ -156,13 +159,14 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument(
         "--svd-gflops", type=float, help="speed of one process at SVDs (default: measured here, on the CPU, at start)"
     )
+    plan.add_argument("--embeddings", action="store_true", help=_EMBEDDINGS)
     plan.add_argument("--json", type=Path, metavar="FILE", help="write every number of the plan to FILE as well")
     plan.set_defaults(run=_plan)
 
 
 def _plan(parsed: argparse.Namespace) -> None:
     plan = plan_run(
-        architecture(meta_model(parsed.model), parsed.model),
+        architecture(meta_model(parsed.model), parsed.model, embeddings=parsed.embeddings),
         parsed.processes,
         rank=parsed.rank,
         update_interval=parsed.update_interval,

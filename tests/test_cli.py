@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import oialr_peft
-from oialr_peft import OIALRConfig
+from oialr_peft import OIALRConfig, OIALRUpdater
 from oialr_peft.cli import main
 from tests.conftest import tiny_llama
 
@@ -62,6 +62,22 @@ def test_inspect_says_what_a_cut_would_save(folder, capsys, monkeypatch):
     ranks = {name: m.weight for name, m in model.named_modules() if name.endswith("proj")}
     small = dense - sum(w.numel() - min(w.numel(), min(w.shape) // 4 * sum(w.shape)) for w in ranks.values())
     assert f"{small / dense:.0%} of dense" in printed
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_inspect_tells_the_least_size_that_can_be_asked_for(embeddings, folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    main(["inspect", str(folder), *(["--embeddings"] if embeddings else [])])
+    least = float(re.search(r"can ask\s+for is\s+([0-9.]+[0-9])", capsys.readouterr().out)[1])
+
+    def start(share: float) -> None:
+        config = OIALRConfig(target_size=share, embeddings=embeddings, delay=1)
+        model = get_peft_model(tiny_llama().model, config)
+        OIALRUpdater(model, torch.optim.AdamW(model.parameters()), total_steps=20)
+
+    start(least)
+    with pytest.raises(ValueError, match="below the floor"):
+        start(least - 0.002)
 
 
 def test_the_version_is_told(capsys):

@@ -8,7 +8,9 @@ from collections import Counter
 from rich.markup import escape
 from rich.table import Table
 
+from ..config import OIALRConfig
 from ..linalg import stored_size
+from ..policy.ranks import floor_rank
 from ..units import short
 from .numbers import Architecture
 from .update import BYTES
@@ -18,13 +20,17 @@ SHARES = (0.5, 0.25, 0.1)  # ranks that are shown, as shares of the full one
 
 
 def inspect_table(model: Architecture) -> Table:
-    """The layers that `OIALRConfig()` takes, alike ones in a row, and the size of the compressed file at some ranks.
+    """The layers that OIALR takes, alike ones in a row, and the size of the compressed file at some ranks.
 
-    Sizes are those of float32 files. A layer whose two factors would be no smaller counts as dense.
+    Sizes are those of float32 files. A layer whose two factors would be no smaller counts as dense. The caption has
+    the least `target_size`: all layers at the lowest rank that `min_rank` leaves them.
     """
+    lowest = OIALRConfig().min_rank
+    least = model.rest + sum(stored_size(s, floor_rank(min(s[-2:]), lowest)) for s in model.shapes.values())
     table = Table(
         title=f"{escape(model.name)}: {short(BYTES * model.parameters)} in float32",
-        caption="Size of the file that `save_compressed` would write, with all layers at a share of their full rank.",
+        caption="Size of the file that `save_compressed` would write, with all layers at a share of their full rank. "
+        f"The least that `target_size` can ask for is {math.ceil(1000 * least / model.parameters) / 1000:g}.",
         caption_justify="left",
     )
     table.add_column("layers", overflow="fold")

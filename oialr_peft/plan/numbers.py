@@ -114,8 +114,10 @@ def meta_model(source: str) -> nn.Module:
         return kinds[0](config) if kinds and kinds[0] else transformers.AutoModel.from_config(config)
 
 
-def architecture(model: nn.Module, name: str) -> Architecture:
+def architecture(model: nn.Module, name: str, *, embeddings: bool = False) -> Architecture:
     """What a plan needs of `model`. Its layers are wrapped on the way: pass one from `meta_model`, not one in use.
+
+    `embeddings`: as the config's. Tables that are taken by it are layers, and no longer among the embeddings.
 
     Raises:
         ValueError: no layer of the model can be factorised.
@@ -124,10 +126,12 @@ def architecture(model: nn.Module, name: str) -> Architecture:
     for parameter in model.parameters():
         sizes[parameter.requires_grad] += parameter.numel()
     # A delay, because meta weights cannot be factorised; which layers are chosen does not depend on it.
-    tuner = OIALRModel(model, OIALRConfig(delay=1), "default")
-    shapes = {name: weight.matrix_shape for name, weight in adapted_weights(tuner.model).items()}
-    embeddings = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
-    return Architecture(name, shapes, sizes[True] + sizes[False], sizes[True], sum(embeddings.values()))
+    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    tuner = OIALRModel(model, OIALRConfig(delay=1, embeddings=embeddings), "default")
+    weights = adapted_weights(tuner.model)
+    shapes = {name: weight.matrix_shape for name, weight in weights.items()}
+    kept = tables.keys() - {id(weight.core) for weight in weights.values()}
+    return Architecture(name, shapes, sizes[True] + sizes[False], sizes[True], sum(tables[key] for key in kept))
 
 
 def plan_run(
