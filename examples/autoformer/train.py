@@ -101,6 +101,9 @@ def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Mod
     from oialr_peft import OIALRCallback, OIALRConfig  # here, so that a dense run needs neither
 
     config = OIALRConfig(
+        r=None if settings.rank == 1 else settings.rank,
+        bases=cast(Any, settings.bases),
+        freeze_bases=settings.freeze_bases,
         delay=settings.delay,
         update_interval=settings.update_interval,
         sigma_cutoff=settings.sigma_cutoff,
@@ -126,8 +129,24 @@ def sizes(model: nn.Module, folder: Path, dense_parameters: int) -> dict[str, fl
         "trainable_parameters": trainable,
         "trainable_percent": 100 * trainable / dense_parameters,
         "parameters_held": held,
-        "bytes_on_disk": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "bytes_on_disk": bytes_in(folder),
+        "compressed_bytes": compressed_bytes(model, folder),
     }
+
+
+def bytes_in(folder: Path) -> int:
+    """Of the weights in a folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def compressed_bytes(model: nn.Module, folder: Path) -> int:
+    """Of the model to ship: the dense file, or what `save_compressed` writes of a model under OIALR."""
+    if not hasattr(model, "peft_config"):
+        return bytes_in(folder)
+    from oialr_peft import save_compressed
+
+    save_compressed(model, folder / "compressed")
+    return bytes_in(folder / "compressed")
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

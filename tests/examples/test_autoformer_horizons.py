@@ -14,7 +14,7 @@ CARD = ROOT / "model_cards" / "autoformer-horizons"
 
 
 def record(width: int, horizon: int, method: str, seed: int) -> dict:
-    figures = {"test_mse": 0.25 + seed / 100, "test_mae": 0.3, "trainable_percent": 10.0, "bytes_on_disk": 1000}
+    figures = {"test_mse": 0.25 + seed / 100, "test_mae": 0.3, "trainable_percent": 10.0, "compressed_bytes": 1000}
     surroundings = {"hardware": {"cores": 1, "machine": "x", "device": "cpu"}, "versions": {"torch": "2"}}
     return {"width": width, "horizon": horizon, "method": method, "seed": seed, **figures, **surroundings}
 
@@ -61,4 +61,4 @@ def test_flags_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         flags = [flag for flag in seen[-1] if not flag.startswith("--methods")]
         settings = HfArgumentParser(Settings).parse_args_into_dataclasses(flags)[0]
         assert (settings.epochs, settings.patience, settings.learning_rate) == (10, 3, 1e-4)
-    assert settings.delay == 1400
+    assert (settings.delay, settings.rank, settings.freeze_bases) == (300, 0.25, 900)
