@@ -14,16 +14,20 @@ from ..kinds import Kind
 from ..linalg import Seen
 from ..tuner.rules import initial_rank
 from ..weights import AdaptedWeight
+from ..workers.group import Workers
+from ..workers.totals import totals
 
 
 Look = Callable[..., Seen]
+MOMENTS = ("coming", "made")  # of what was seen
+SPOILT = ("", "", "spoilt")  # beside them: on how many processes something was not finite
 
 
 class SeenActivations:
     """Gathers what goes through the cores of layers in one optimizer step, all its micro-batches together.
 
-    Of the last step only: so nothing of it has to be in a checkpoint, and a resumed run sees the same. On several
-    processes each sees its own batches; those of the process that decomposes a layer count.
+    Of the last step only: so nothing of it has to be in a checkpoint, and a resumed run sees the same. Several
+    processes add up what each saw of its own batches (`share`).
 
     Attributes:
         found: {layer: what was seen}.
@@ -62,6 +66,17 @@ class SeenActivations:
     def comparable(self) -> bool:
         """Whether what was seen of one layer can be compared with what was seen of another."""
         return all(bool(clean) for clean in self.clean.values())
+
+    def share(self, workers: Workers) -> None:
+        """Add up what all processes saw, so that the choice is that of one process with all their batches."""
+        if not self.awaited or workers.size == 1:
+            return
+        parts = {(n, s.side, p): m for n, s in self.found.items() for p in MOMENTS if (m := getattr(s, p)) is not None}
+        spoilt = torch.tensor(float(not self.comparable), device=next(iter(self.weights.values())).core.device)
+        whole = totals(workers, {**parts, SPOILT: spoilt}, lambda key: self.weights[key[0]].core.device)
+        self.found, self.clean = {}, {spoilt.device: whole.pop(SPOILT) == 0}
+        for (name, side, part), moment in whole.items():
+            self.found[name] = self.found.get(name, Seen(side))._replace(**{part: moment})
 
     @torch.no_grad()
     def look(self, name: str, look: Look, base: Any, tensor: torch.Tensor, args: tuple[Any, ...]) -> Seen:

@@ -155,6 +155,7 @@ class OIALRUpdater:
     def _update(self, number: int, taken: int) -> UpdateReport:
         self.parallel.before_update()
         awaited, workers = self._seen.awaited, self.parallel.workers
+        self._seen.share(workers)
         moving = self.carrier.moving_gradients(self._parameters().values()), self._averages.moving()
         device = next(iter(self.weights.values())).core.device.type
         with moving[0], moving[1], torch.autocast(device, enabled=False):  # which a user's loop may have left on
