@@ -18,12 +18,13 @@ HERE = Path(__file__).resolve().parent
 CARDS = HERE.parents[1] / "model_cards"
 CASES = ("ETTh1_96", "ETTm2_96", "ETTh2_96", "ETTm2_192", "ETTm2_336", "ETTm2_720")
 MODELS = {"patchtst": CASES, "patchtsmixer": CASES[:3]}
+STEPS = {"patchtst": 1200, "patchtsmixer": 400}
 
 
 def command(data: Path, cards: Path, model: str, case: str) -> list[str]:
     """The flags of run.py for a case."""
     series, horizon = case.split("_")
-    given = {"data": data / f"{series}.csv.gz", "model": model, "horizon": horizon}
+    given = {"data": data / f"{series}.csv.gz", "model": model, "horizon": horizon, "steps": STEPS[model]}
     given["output"] = cards / model / f"{case}.json"
     if case != MODELS[model][0]:
         given["rates-of"] = cards / model / f"{MODELS[model][0]}.json"
