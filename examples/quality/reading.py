@@ -16,12 +16,13 @@ def verdict(task: dict[str, Any], table: dict[str, Any]) -> str | None:
     if longer is None or "low_rank" not in rows:
         return None
     dense, both = rows["dense"], rows["low_rank"]
-    closed, trained = 1 - longer["gap"] / both["gap"], longer["trained"] / both["trained"]
-    seeds = min(longer["seeds"], both["seeds"])
+    trained, seeds = longer["trained"] / both["trained"], min(longer["seeds"], both["seeds"])
+    closed = f"{1 - longer['gap'] / both['gap']:.0%} of the gap closed (half was the aim)"
     text = (
         f"{task['name']}, {table['optimizer']}, {table['steps']:,} steps, {seeds} seed(s): above dense, "
-        f"{longer['name']} {longer['gap']:+.4f}, plain W = A B {both['gap']:+.4f}: {closed:.0%} of the gap closed "
-        f"(half was the aim), {trained:.0%} of the values of A B trained in the second half."
+        f"{longer['name']} {longer['gap']:+.4f}, plain W = A B {both['gap']:+.4f}: "
+        f"{closed if both['gap'] > 0 else 'there is no gap to close'}, {trained:.0%} of the values of A B trained in the "
+        "second half."
     )
     if dense["accuracy"] is None:
         return text
