@@ -21,8 +21,8 @@ def verdict(task: dict[str, Any], table: dict[str, Any]) -> str | None:
     text = (
         f"{task['name']}, {table['optimizer']}, {table['steps']:,} steps, {seeds} seed(s): above dense, "
         f"{longer['name']} {longer['gap']:+.4f}, plain W = A B {both['gap']:+.4f}: "
-        f"{closed if both['gap'] > 0 else 'there is no gap to close'}, {trained:.0%} of the values of A B trained in the "
-        "second half."
+        f"{closed if both['gap'] > 0 else 'there is no gap to close'}, {trained:.0%} of the values of A B trained in "
+        "the second half."
     )
     if dense["accuracy"] is None:
         return text
