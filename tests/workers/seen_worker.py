@@ -65,7 +65,8 @@ def main() -> None:
     shared = totals(Workers(dist.group.WORLD), own, lambda _: torch.device("cpu"))
     alone = [str(w.message) for w in caught if "by the weights alone" in str(w.message)]
     if dist.get_rank() == 0:
-        print("RESULTS " + json.dumps([*found, alone, {name: total.tolist() for name, total in shared.items()}]), flush=True)
+        sums = {name: total.tolist() for name, total in shared.items()}
+        print("RESULTS " + json.dumps([*found, alone, sums]), flush=True)
 
 
 if __name__ == "__main__":
