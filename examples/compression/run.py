@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 
-sys.path += [str(Path(__file__).parents[1] / name) for name in ("target_size", "benchmarks")]
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("target_size", "quality", "benchmarks")]
 from methods import METHODS
 from timing import interleave, ratio
 from training import arguments, dense_start, train
