@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, ResNetConfig, ResNetModel
 
 import oialr_peft
 from oialr_peft import OIALRConfig, OIALRUpdater
@@ -64,20 +64,31 @@ def test_inspect_says_what_a_cut_would_save(folder, capsys, monkeypatch):
     assert f"{small / dense:.0%} of dense" in printed
 
 
-@pytest.mark.parametrize("embeddings", [False, True])
-def test_inspect_tells_the_least_size_that_can_be_asked_for(embeddings, folder, capsys, monkeypatch):
+RESNET: dict = {"embedding_size": 16, "hidden_sizes": [16, 16], "depths": [3, 3], "layer_type": "basic"}
+
+
+@pytest.mark.parametrize(
+    ("make", "embeddings"),
+    [
+        (lambda: tiny_llama().model, False),
+        (lambda: tiny_llama().model, True),
+        (lambda: ResNetModel(ResNetConfig(**RESNET)), False),  # whose file holds running statistics
+    ],
+)
+def test_inspect_tells_the_least_size_that_can_be_asked_for(make, embeddings, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    main(["inspect", str(folder), *(["--embeddings"] if embeddings else [])])
+    make().config.save_pretrained(tmp_path)
+    main(["inspect", str(tmp_path), *(["--embeddings"] if embeddings else [])])
     least = float(re.search(r"can ask\s+for is\s+([0-9.]+[0-9])", capsys.readouterr().out)[1])
 
     def start(share: float) -> None:
         config = OIALRConfig(target_size=share, embeddings=embeddings, delay=1)
-        model = get_peft_model(tiny_llama().model, config)
+        model = get_peft_model(make(), config)
         OIALRUpdater(model, torch.optim.AdamW(model.parameters()), total_steps=20)
 
     start(least)
     with pytest.raises(ValueError, match="below the floor"):
-        start(least - 0.002)
+        start(least - 0.001)
 
 
 def test_the_version_is_told(capsys):

@@ -134,6 +134,11 @@ def main() -> None:
     (parsed.output / "README.md").write_text(render(parsed.output))
 
 
+def keys(results: dict[str, Any]) -> set[tuple[int, int, str, int]]:
+    """Of the runs that there are."""
+    return {(run["width"], run["horizon"], run["method"], run["seed"]) for run in results["runs"]}
+
+
 def run_missing(parsed: argparse.Namespace) -> None:
     """Runs what the results do not have, one seed of everything before the next."""
     from report import write_json
@@ -144,18 +149,18 @@ def run_missing(parsed: argparse.Namespace) -> None:
     for horizon in parsed.horizons:
         results = read(parsed.output)
         if str(horizon) not in results["trivial"]:
-            results["trivial"][str(horizon)] = trivial_rows(parsed.data, horizon)
-            keep(results)
+            found = trivial_rows(parsed.data, horizon)
+            results = read(parsed.output)  # another process may have written in the meantime, here and below
+            keep({**results, "trivial": {**results["trivial"], str(horizon): found}})
     for seed in () if parsed.trivial else parsed.seeds:
         for horizon in parsed.horizons:
             for method in METHODS:
-                results = read(parsed.output)
                 key = (parsed.d_model, horizon, method, seed)
-                if key not in {(r["width"], r["horizon"], r["method"], r["seed"]) for r in results["runs"]}:
+                if key not in keys(read(parsed.output)):
                     found = train(parsed.data, *key, parsed.work)
-                    results = read(parsed.output)  # another process may have written in the meantime
-                    results["runs"].append(found)
-                    keep(results)
+                    results = read(parsed.output)
+                    if key not in keys(results):
+                        keep({**results, "runs": [*results["runs"], found]})
 
 
 if __name__ == "__main__":

@@ -47,7 +47,11 @@ def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
             row, dense = rows[method], rows["dense"]["by_seed"]
             behind = mean(dense[seed] - right for seed, right in row["by_seed"].items())
             word = "reached" if behind <= points and row["trained_share"] <= share else "missed"
-            if word == "missed" and 0 < behind - points <= max(r["spread"] or 0 for r in (row, rows["dense"])):
+            if (
+                word == "missed"
+                and row["trained_share"] <= share
+                and behind - points <= max(r["spread"] or 0 for r in (row, rows["dense"]))
+            ):
                 word += ", by less than the spread of the seeds"
             lines.append(
                 f"{row['name']}: {-behind:+.1f} points against dense with {row['trained_share']:.1%} of the dense "

@@ -26,11 +26,12 @@ def inspect_table(model: Architecture) -> Table:
     the least `target_size`: all layers at the lowest rank that `min_rank` leaves them.
     """
     lowest = OIALRConfig().min_rank
-    least = model.rest + sum(stored_size(s, floor_rank(min(s[-2:]), lowest)) for s in model.shapes.values())
+    rest = model.stored - sum(map(math.prod, model.shapes.values()))
+    least = rest + sum(stored_size(s, floor_rank(min(s[-2:]), lowest)) for s in model.shapes.values())
     table = Table(
-        title=f"{escape(model.name)}: {short(BYTES * model.parameters)} in float32",
+        title=f"{escape(model.name)}: {short(BYTES * model.stored)} in float32",
         caption="Size of the file that `save_compressed` would write, with all layers at a share of their full rank. "
-        f"The least that `target_size` can ask for is {math.ceil(1000 * least / model.parameters) / 1000:g}.",
+        f"The least that `target_size` can ask for is {math.ceil(1000 * least / model.stored) / 1000:g}.",
         caption_justify="left",
     )
     table.add_column("layers", overflow="fold")
@@ -40,13 +41,13 @@ def inspect_table(model: Architecture) -> Table:
     for (name, shape), count in alike.items():
         own = count * math.prod(shape)
         sizes = [count * _size(shape, share) for share in SHARES]
-        table.add_row(escape(name), str(count), "x".join(map(str, shape)), *_cells(own, sizes, model.parameters))
-    for name, values in (("embeddings", model.embeddings), ("the rest", model.rest - model.embeddings)):
+        table.add_row(escape(name), str(count), "x".join(map(str, shape)), *_cells(own, sizes, model.stored))
+    for name, values in (("embeddings", model.embeddings), ("the rest", rest - model.embeddings)):
         last = name == "the rest"
-        table.add_row(name, "", "", *_cells(values, [values] * len(SHARES), model.parameters), end_section=last)
-    whole = [model.rest + sum(_size(shape, share) for shape in model.shapes.values()) for share in SHARES]
-    table.add_row("all", "", "", *_cells(model.parameters, whole, model.parameters))
-    table.add_row("", "", "", "", "", *(f"{size / model.parameters:.0%} of dense" for size in whole))
+        table.add_row(name, "", "", *_cells(values, [values] * len(SHARES), model.stored), end_section=last)
+    whole = [rest + sum(_size(shape, share) for shape in model.shapes.values()) for share in SHARES]
+    table.add_row("all", "", "", *_cells(model.stored, whole, model.stored))
+    table.add_row("", "", "", "", "", *(f"{size / model.stored:.0%} of dense" for size in whole))
     return table
 
 

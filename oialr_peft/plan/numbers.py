@@ -12,6 +12,7 @@ from torch import nn
 from ..config import OIALRConfig
 from ..layer import adapted_weights
 from ..linalg import factored_size, stored_size
+from ..plain import model_size
 from ..tuner.model import OIALRModel
 from ..tuner.rules import initial_rank
 from .update import BYTES, Shape, UpdatePlan, plan_update
@@ -19,14 +20,15 @@ from .update import BYTES, Shape, UpdatePlan, plan_update
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a plan needs to know of a model: the matrix shape of every layer that OIALRConfig() targets, how many
-    values the dense model holds and trains, and how many of them are embeddings."""
+    """What a plan needs to know of a model: the matrix shape of every layer that is taken, how many parameters the
+    dense model has and trains, how many of them are embeddings that stay, and what its file holds, buffers too."""
 
     name: str
     shapes: dict[str, Shape]
     parameters: int
     trainable: int
     embeddings: int
+    stored: int
 
     @property
     def rest(self) -> int:
@@ -131,7 +133,9 @@ def architecture(model: nn.Module, name: str, *, embeddings: bool = False) -> Ar
     weights = adapted_weights(tuner.model)
     shapes = {name: weight.matrix_shape for name, weight in weights.items()}
     kept = tables.keys() - {id(weight.core) for weight in weights.values()}
-    return Architecture(name, shapes, sizes[True] + sizes[False], sizes[True], sum(tables[key] for key in kept))
+    total, left = sizes[True] + sizes[False], sum(tables[key] for key in kept)
+    stored = model_size(tuner.model).dense.values
+    return Architecture(name, shapes, total, sizes[True], left, stored)
 
 
 def plan_run(

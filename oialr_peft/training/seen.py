@@ -12,6 +12,8 @@ from ..compat.torch_ import run_eagerly
 from ..config import OIALRConfig
 from ..kinds import Kind
 from ..linalg import Seen
+from ..policy import TargetSize
+from ..policy.ranks import RankRule
 from ..tuner.rules import initial_rank
 from ..weights import AdaptedWeight
 from ..workers.group import Workers
@@ -35,8 +37,10 @@ class SeenActivations:
             scale, so layers that overflowed and layers that did not cannot be compared any more.
     """
 
-    def __init__(self, weights: Mapping[str, AdaptedWeight], config: OIALRConfig) -> None:
-        self.weights, self.config = weights, config
+    def __init__(
+        self, weights: Mapping[str, AdaptedWeight], config: OIALRConfig, ranks: RankRule | TargetSize
+    ) -> None:
+        self.weights, self.config, self.ranks = weights, config, ranks
         self.found: dict[str, Seen] = {}
         self.clean: dict[torch.device, torch.Tensor] = {}
         self._eager = [False]
@@ -47,7 +51,7 @@ class SeenActivations:
         """The layers that an update takes to a rank that is given, not found in their singular values."""
         if not self.config.activation_aware:
             return []
-        if self.config.target_size is not None:
+        if self.ranks.joint({name: weight.facts for name, weight in self.weights.items()}):
             return list(self.weights)
         dense = {name: weight.full_rank for name, weight in self.weights.items() if not weight.is_factored}
         return [name for name, full_rank in dense.items() if initial_rank(name, full_rank, self.config) < full_rank]
@@ -73,7 +77,7 @@ class SeenActivations:
             return
         parts = {(n, s.side, p): m for n, s in self.found.items() for p in MOMENTS if (m := getattr(s, p)) is not None}
         spoilt = torch.tensor(float(not self.comparable), device=next(iter(self.weights.values())).core.device)
-        whole = totals(workers, {**parts, SPOILT: spoilt}, lambda key: self.weights[key[0]].core.device)
+        whole = totals(workers, {**parts, SPOILT: spoilt})
         self.found, self.clean = {}, {spoilt.device: whole.pop(SPOILT) == 0}
         for (name, side, part), moment in whole.items():
             self.found[name] = self.found.get(name, Seen(side))._replace(**{part: moment})

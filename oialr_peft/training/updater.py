@@ -75,7 +75,7 @@ class OIALRUpdater:
         self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
         self._waiting = Waiting(self.weights, self.policies.settling)
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
-        self._seen = SeenActivations(self.weights, self.config)
+        self._seen = SeenActivations(self.weights, self.config, self.policies.ranks)
         self._look_ahead()
         self._warn_once("no effect", notices.without_effect(self.config))
         if total_steps is not None and not self.config.residual:

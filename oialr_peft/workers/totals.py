@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -14,21 +14,22 @@ from .group import Workers
 Key = TypeVar("Key", bound=Hashable)
 
 
-def totals(
-    workers: Workers, own: Mapping[Key, torch.Tensor], device_of: Callable[[Key], torch.device]
-) -> dict[Key, torch.Tensor]:
+def totals(workers: Workers, own: Mapping[Key, torch.Tensor]) -> dict[Key, torch.Tensor]:
     """The sum of every tensor that any process has; the same on all, to the bit.
 
-    A process that lacks one counts as zeros on `device_of` its key. A collective call; one process keeps its own.
+    A process that lacks one counts as zeros. A collective call; one process keeps its own.
     """
     if workers.group is None:
         return dict(own)
+    workers.meet()
+    devices = {tensor.device.type: tensor.device for tensor in own.values()}
     everyone: list[Any] = [None] * workers.size
-    dist.all_gather_object(everyone, {key: (t.shape, t.dtype) for key, t in own.items()}, group=workers.group)
-    forms: dict[Key, tuple[torch.Size, torch.dtype]] = {key: form for each in everyone for key, form in each.items()}
+    dist.all_gather_object(everyone, {key: (t.shape, t.dtype, t.device.type) for key, t in own.items()}, workers.group)
+    forms: dict[Key, tuple[torch.Size, torch.dtype, str]] = {k: form for each in everyone for k, form in each.items()}
     found, handles = {}, []
-    for key, (shape, dtype) in forms.items():
-        mine = own[key].contiguous() if key in own else torch.zeros(shape, dtype=dtype, device=device_of(key))
+    for key, (shape, dtype, kind) in forms.items():
+        zeros = torch.zeros(shape, dtype=dtype, device=devices.get(kind, kind)) if key not in own else None
+        mine = own[key].contiguous() if zeros is None else zeros
         handles.append(dist.all_reduce(mine, group=workers.group, async_op=True))
         found[key] = mine
     for handle in handles:

@@ -62,7 +62,7 @@ def main() -> None:
         warnings.simplefilter("always", OIALRWarning)
         found = [run(wrapper, fields) for wrapper, fields in CASES]
     own = {"both": torch.ones(2), f"of {dist.get_rank()}": torch.full((3,), 2.0)}
-    shared = totals(Workers(dist.group.WORLD), own, lambda _: torch.device("cpu"))
+    shared = totals(Workers(dist.group.WORLD), own)
     alone = [str(w.message) for w in caught if "by the weights alone" in str(w.message)]
     if dist.get_rank() == 0:
         sums = {name: total.tolist() for name, total in shared.items()}
