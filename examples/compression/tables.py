@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -29,9 +29,11 @@ def against_dense(results: list[dict[str, Any]], runs: list[dict[str, Any]]) -> 
     if any("bytes" not in run for run in runs):
         return {"bytes": None, "latency": None}
     dense = [chosen(result, "dense", 1.0)["bytes"] for result in results]
+    kind = runs[0]["method"], runs[0]["share"]
+    alike = [run for result in results for run in result["runs"] if (run["method"], run["share"]) == kind]
     return {
         "bytes": mean(run["bytes"] / whole for run, whole in zip(runs, dense, strict=True)),
-        "latency": mean(run["latency/dense"] for run in runs),
+        "latency": median(run["latency/dense"] for run in alike),
     }
 
 
