@@ -101,7 +101,7 @@ def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Mod
     from oialr_peft import OIALRCallback, OIALRConfig  # here, so that a dense run needs neither
 
     config = OIALRConfig(
-        r=None if settings.rank == 1 else settings.rank,
+        r=settings.rank,
         bases=cast(Any, settings.bases),
         freeze_bases=settings.freeze_bases,
         delay=settings.delay,

@@ -19,6 +19,7 @@ from oialr_peft.linalg import stored_size
 from oialr_peft.plain import model_size
 
 
+NONE: Mapping[str, torch.Tensor] = {}
 CALIBRATION = 32  # batches of training data by which activations are weighed
 
 
@@ -40,12 +41,8 @@ def svd(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: fl
     `weighted`: what is cut is least in the outputs on training data, as in SVD-LLM (Wang and others 2024): the SVD is
     of W S, S Sᵀ the second moments of the layer's inputs.
     """
-    model = copy.deepcopy(dense)
     ranks = ranks_for(dense, share)
-    moments = second_moments(dense, task, seed, list(ranks)) if weighted else {}
-    for name, rank in ranks.items():
-        layer = model.get_submodule(name)
-        model.set_submodule(name, _cut(layer, rank, moments.get(name)))
+    model = in_two(dense, ranks, second_moments(dense, task, seed, list(ranks)) if weighted else {})
     sizes = [sum(p.numel() for p in m.parameters()) for m in (model, dense)]
     return train(model, task, seed, steps, lr), sizes[0] / sizes[1], model
 
@@ -74,13 +71,13 @@ def ranks_for(dense: nn.Module, share: float) -> dict[str, int]:
     return {name.removeprefix("base_model.model."): rank for name, rank in ranks.items()}
 
 
-def in_two(dense: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-    """The dense model with these layers as two each, as a compressed file has them; small ones alone are smaller."""
+def in_two(dense: nn.Module, ranks: Mapping[str, int], moments: Mapping[str, torch.Tensor] = NONE) -> nn.Module:
+    """The dense model with these layers as two each, where that is smaller; what is cut by the moments there are."""
     model = copy.deepcopy(dense)
     for name, rank in ranks.items():
         layer: Any = model.get_submodule(name)
         if stored_size(tuple(layer.weight.shape), rank) < layer.weight.numel():
-            model.set_submodule(name, _cut(layer, rank, None))
+            model.set_submodule(name, _cut(layer, rank, moments.get(name)))
     return model
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Image, load_dataset
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 
 Split = tuple[Tensor, Tensor]  # images (count, 3, height, width) as bytes, and their classes
@@ -35,18 +34,6 @@ def load_pictures(data: str, counts: dict[str, int] = COUNTS) -> dict[str, Split
     ends = {"train": (0, counts["train"]), "test": (0, counts["test"])}
     ends["validation"] = (counts["train"], counts["train"] + counts["validation"])
     return {name: _tensors(read["test" if name == "test" else "train"], *end) for name, end in ends.items()}
-
-
-def linear_accuracy(train: Split, test: Split) -> float:
-    """The share of test images that a least-squares map with a ridge from pixels to classes is right on."""
-    pixels, wanted = _flat(train[0]), one_hot(train[1]).float()
-    square = pixels.mT @ pixels + len(pixels) * torch.eye(pixels.shape[1], device=pixels.device)
-    scores = _flat(test[0]) @ torch.linalg.solve(square, pixels.mT @ wanted)
-    return float((scores.argmax(1) == test[1]).double().mean())
-
-
-def _flat(images: Tensor) -> Tensor:
-    return images.flatten(1).float() / 127.5 - 1
 
 
 def _tensors(rows: Any, begin: int, end: int) -> Split:

@@ -18,10 +18,12 @@ import torch
 
 
 sys.path += [
-    str(Path(__file__).resolve().parents[1] / name) for name in ("forecast", "gpu", "autoformer", "benchmarks")
+    str(Path(__file__).resolve().parents[1] / name)
+    for name in ("forecast", "gpu", "autoformer", "benchmarks", "quality")
 ]
-from pictures import COUNTS, linear_accuracy, load_pictures
+from pictures import COUNTS, load_pictures
 from record import Record
+from ridge import ridge_accuracy
 from training import MODELS, train
 
 
@@ -62,7 +64,8 @@ def main() -> None:
     plan = {name: getattr(parsed, name) for name in ("model", "size", "steps", "batch", "counts", "device")}
     splits = load_pictures(parsed.data, dict(zip(COUNTS, parsed.counts, strict=True)))
     data = {name: (images.to(parsed.device), classes.to(parsed.device)) for name, (images, classes) in splits.items()}
-    record = Record(parsed.output, plan, lambda: {"linear": linear_accuracy(data["train"], data["test"])})
+    numbers = {name: (images.float() / 127.5 - 1, classes) for name, (images, classes) in splits.items()}
+    record = Record(parsed.output, plan, lambda: {"linear": ridge_accuracy(numbers["train"], numbers["test"])})
 
     def run(method: str, setting: str, rate: float, seed: int) -> dict[str, Any]:
         fields = {"dense": None, "untuned": UNTUNED}.get(method, SETTINGS.get(setting))
