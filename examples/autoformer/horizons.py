@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "layer_step": 0.1,
         "sigma_cutoff": 0.5,
         "keep_first_layer": True,
+        "bases": "frozen",
     },
     # a quarter of every rank within the first epoch, which is often the best one; sigma alone from its end on
     "OIALR, tuned": {

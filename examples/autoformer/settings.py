@@ -32,15 +32,18 @@ class Settings:
     max_steps: int = option(-1, "Stop after so many optimizer steps; -1: no limit.")
     learning_rate: float = option(None, "Adam's; default 3e-5 with --data, 1e-3 for the demo.")
     seed: int = option(2021, "Seed of initialisation, dropout and batch order.")
-    delay: int = option(None, "OIALR: dense steps before factorisation; default 1400, demo 50.")
+    delay: int = option(None, "OIALR: dense steps before factorisation; default 650, demo 50.")
     update_interval: int = option(None, "OIALR: steps between basis updates; default 100, demo 15.")
-    sigma_cutoff: float = option(None, "OIALR: drop singular values below this share of the largest; 0.3, demo 0.2.")
+    target_size: float = option(None, "OIALR: share of the dense values to end with; default 0.4, none with a cutoff.")
+    sigma_cutoff: float = option(
+        None, "OIALR: instead of a size, drop singular values below this share of the largest."
+    )
+    layer_step: float = option(None, "OIALR: with a cutoff, share of layers added per update, last layers first; 0.1.")
     rank: float = option(1.0, "OIALR: share of the full rank that a layer gets when it is factorised.")
-    bases: str = option("frozen", "OIALR: frozen (the paper's way), or longer: the longer side's trains along.")
+    bases: str = option("longer", "OIALR: frozen (the paper's way), or longer: the longer side's trains along.")
     freeze_bases: int = option(None, "OIALR: step from which on sigma alone trains, with longer; default never.")
     keep_first_layer: bool = option(False, "OIALR: leave the first layer dense.")
     moments: str = option("rotate", "OIALR: optimizer moments at an update: rotate, slice or reset.")
-    layer_step: float = option(0.5, "OIALR: share of layers added per update, last layers first.")
 
     def __post_init__(self) -> None:
         real = self.data is not None
@@ -48,9 +51,9 @@ class Settings:
             "d_model": 128 if real else 64,
             "epochs": 2 if real else 3,
             "learning_rate": 3e-5 if real else 1e-3,
-            "delay": 1400 if real else 50,
+            "delay": 650 if real else 50,
             "update_interval": 100 if real else 15,
-            "sigma_cutoff": 0.3 if real else 0.2,
+            "target_size": 0.4 if self.sigma_cutoff is None else None,
         }
         for name, value in chosen.items():
             if getattr(self, name) is None:

@@ -3,8 +3,8 @@
     python sweep.py --data ETTm2.csv.gz --rates 1e-5,3e-5,1e-4 --seeds 0,1,2 --output sweep
 
 Both methods run with every learning rate at the first seed; each keeps the rate with the lowest validation MSE after
-the last epoch, and runs with that one at the other seeds. Test figures choose nothing. A pair of runs shares its
-full-rank phase (branch.py). What has a results.json is not run again; all other flags are handed on.
+the last epoch, and runs with that one at the other seeds. Test figures choose nothing. What has a results.json is not
+run again; all other flags are handed on.
 """
 
 import json
@@ -24,7 +24,7 @@ from train import METHODS
 from transformers import HfArgumentParser
 
 
-FIGURES = ("test_mse", "test_mae", "trainable_parameters", "trainable_percent", "parameters_held", "bytes_on_disk")
+FIGURES = ("test_mse", "test_mae", "trainable_parameters", "trainable_percent", "parameters_held", "compressed_bytes")
 # One thread each. glibc gives large buffers back to the system after every use; keeping them saves a fifth of a step.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -57,29 +57,27 @@ def check_flags(flags: list[str]) -> None:
         ValueError: naming the flag.
     """
     for flag in flags:
-        if flag.split("=")[0] in ("--learning_rate", "--seed", "--trunk"):
+        if flag.split("=")[0] in ("--learning_rate", "--seed", "--methods"):
             raise ValueError(f"{flag}: the sweep sets it for every run; use --rates, --seeds and --output.")
     HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses(flags)
 
 
-def run_pair(grid: Grid, rate: str, seed: str, flags: list[str], methods: set[str]) -> None:
-    """Runs branch.py for one learning rate and seed unless the results are there; its log lies beside them.
+def run_one(grid: Grid, method: str, rate: str, seed: str, flags: list[str]) -> None:
+    """Runs run.py for one method, learning rate and seed unless the results are there; its log lies beside them.
 
     Raises:
         RuntimeError: the process failed; the message names its log.
     """
-    dense, oialr = (grid.folder(method, rate, seed) for method in METHODS)
-    wanted = {"dense": dense, "oialr": oialr}
-    if all((wanted[method] / "results.json").exists() for method in methods):
+    folder = grid.folder(method, rate, seed)
+    if (folder / "results.json").exists():
         return
-    dense.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name("branch.py")), *flags, "--learning_rate", rate]
-    command += ["--seed", seed, "--trunk", str(dense), "--output", str(oialr)]
-    command += [] if "oialr" in methods else ["--trunk_only"]
-    with open(dense / "log.txt", "a") as log:
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), *flags, "--methods", method]
+    command += ["--learning_rate", rate, "--seed", seed, "--output", str(folder)]
+    with open(folder / "log.txt", "a") as log:
         code = subprocess.call(command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT})
     if code:
-        raise RuntimeError(f"{dense.name}: the run must end with code 0, got {code}; read {dense / 'log.txt'}.")
+        raise RuntimeError(f"{folder.name}: the run must end with code 0, got {code}; read {folder / 'log.txt'}.")
 
 
 def validation(grid: Grid) -> dict[str, dict[str, float]]:
@@ -117,10 +115,10 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"seeds": len(runs), **figures}
 
 
-def run_all(grid: Grid, jobs: list[tuple[str, str, set[str]]], flags: list[str], what: str) -> None:
-    """Runs (rate, seed, methods) jobs, `grid.workers` at a time."""
+def run_all(grid: Grid, jobs: list[tuple[str, str, str]], flags: list[str], what: str) -> None:
+    """Runs (method, rate, seed) jobs, `grid.workers` at a time."""
     with ThreadPoolExecutor(grid.workers) as pool:
-        futures = [pool.submit(run_pair, grid, rate, seed, flags, methods) for rate, seed, methods in jobs]
+        futures = [pool.submit(run_one, grid, *job, flags) for job in jobs]
         for future in tqdm(futures, desc=what):
             future.result()
 
@@ -131,10 +129,9 @@ def main() -> None:
     grid, flags = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     check_flags(flags)
     first, *rest = grid.seeds.split(",")
-    run_all(grid, [(rate, first, set(METHODS)) for rate in grid.rates.split(",")], flags, "learning rates")
+    run_all(grid, [(method, rate, first) for rate in grid.rates.split(",") for method in METHODS], flags, "rates")
     chosen = {method: min(by_rate, key=by_rate.__getitem__) for method, by_rate in validation(grid).items()}
-    methods = {rate: {m for m in METHODS if chosen[m] == rate} for rate in set(chosen.values())}
-    run_all(grid, [(rate, seed, methods[rate]) for seed in rest for rate in sorted(methods)], flags, "seeds")
+    run_all(grid, [(method, rate, seed) for seed in rest for method, rate in chosen.items()], flags, "seeds")
     write_json(Path(grid.output) / "results.json", aggregate(grid, chosen))
 
 

@@ -100,14 +100,18 @@ def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Mod
 
     from oialr_peft import OIALRCallback, OIALRConfig  # here, so that a dense run needs neither
 
+    sizes = {
+        "target_size": settings.target_size,
+        "sigma_cutoff": settings.sigma_cutoff,
+        "layer_step": settings.layer_step,
+    }
     config = OIALRConfig(
+        **{name: value for name, value in sizes.items() if value is not None},
         r=settings.rank,
         bases=cast(Any, settings.bases),
         freeze_bases=settings.freeze_bases,
         delay=settings.delay,
         update_interval=settings.update_interval,
-        sigma_cutoff=settings.sigma_cutoff,
-        layer_step=settings.layer_step,
         moments=cast(Any, settings.moments),
         train_rest=True,
         keep_first_layer=settings.keep_first_layer,
