@@ -17,7 +17,7 @@ def figure(row: dict[str, Any], digits: int = 4) -> str:
 
 
 def facts(results: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the template shows, from the results of sweep.py (with `moments` and `notes`, where given)."""
+    """Returns what the template shows, from the results of sweep.py and its `notes`, where given."""
     chosen, runs = results["chosen"], results["runs"]
     seeds = list(dict.fromkeys(run["settings"]["seed"] for run in runs))
     dense, oialr = chosen["dense"], chosen["oialr"]
@@ -38,7 +38,6 @@ def facts(results: dict[str, Any]) -> dict[str, Any]:
         "validation": {rate: [compared(row, rate) for row in chosen.values()] for rate in dense["validation_mse"]},
         "by_seed": {s: [per_seed(runs, name, s) for name in chosen] for s in seeds},
         "command": results["command"],
-        "moments": results.get("moments"),
         "notes": results.get("notes", []),
         "hardware": hardware(run["hardware"]),
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
@@ -52,7 +51,7 @@ def table_row(row: dict[str, Any]) -> dict[str, str]:
         "test_mae": figure(row["test_mae"]),
         "trainable": f"{row['trainable_parameters']['mean']:,.0f} ({row['trainable_percent']['mean']:.1f} %)",
         "held": f"{row['parameters_held']['mean']:,.0f}",
-        "bytes": f"{row['bytes_on_disk']['mean']:,.0f}",
+        "bytes": f"{row['compressed_bytes']['mean']:,.0f}",
         "rate": row["learning_rate"],
     }
 

@@ -12,7 +12,7 @@ from data import load_series
 from model import build_model
 from report import print_table, write_json
 from settings import Settings, option
-from train import METHODS, model_config, train_one
+from train import METHODS, model_config, oialr_config, train_one
 from transformers import HfArgumentParser
 from windows import Splits, make_splits
 
@@ -33,9 +33,11 @@ def prepare(settings: Settings) -> Splits:
     """Returns the windows after every check that can fail, so that nothing fails after hours of training.
 
     Raises:
-        ValueError: series, lengths or model sizes are unfit; see `load_series`, `make_splits`, `build_config`.
+        ValueError: series, lengths, model sizes or OIALR's settings are unfit; see `load_series`, `make_splits`,
+            `build_config`, `oialr_config`.
     """
     config = model_config(settings)
+    oialr_config(settings)
     splits = make_splits(load_series(settings.data), settings.context, settings.horizon, settings.label_length)
     if len(splits.train) < settings.batch_size:
         raise ValueError(

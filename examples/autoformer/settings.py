@@ -35,9 +35,7 @@ class Settings:
     delay: int = option(None, "OIALR: dense steps before factorisation; default 650, demo 50.")
     update_interval: int = option(None, "OIALR: steps between basis updates; default 100, demo 15.")
     target_size: float = option(None, "OIALR: share of the dense values to end with; default 0.4, none with a cutoff.")
-    sigma_cutoff: float = option(
-        None, "OIALR: instead of a size, drop singular values below this share of the largest."
-    )
+    sigma_cutoff: float = option(None, "OIALR: in place of a size, drop singular values below this share of the top.")
     layer_step: float = option(None, "OIALR: with a cutoff, share of layers added per update, last layers first; 0.1.")
     rank: float = option(1.0, "OIALR: share of the full rank that a layer gets when it is factorised.")
     bases: str = option("longer", "OIALR: frozen (the paper's way), or longer: the longer side's trains along.")

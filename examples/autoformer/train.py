@@ -11,6 +11,7 @@ import datasets
 import torch
 import transformers
 from model import KEPT_DENSE, build_config, build_model, forecast_errors, keep_forecast, mse_loss
+from peft import PeftConfig, get_peft_model
 from protocol import BenchmarkTrainer, TrainingClock, training_arguments
 from settings import Settings
 from torch import nn
@@ -95,18 +96,23 @@ def model_config(settings: Settings) -> transformers.AutoformerConfig:
 
 
 def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Module, TrainerCallback]:
-    """Returns the model under OIALR, in the paper's mode (everything else trains too), and its callback."""
-    from peft import get_peft_model
+    """Returns the model under OIALR and its callback."""
+    from oialr_peft import OIALRCallback  # here and below, so that a dense run needs neither
 
-    from oialr_peft import OIALRCallback, OIALRConfig  # here, so that a dense run needs neither
+    return get_peft_model(model, oialr_config(settings)), OIALRCallback(trace=str(trace))
 
-    sizes = {
-        "target_size": settings.target_size,
-        "sigma_cutoff": settings.sigma_cutoff,
-        "layer_step": settings.layer_step,
-    }
-    config = OIALRConfig(
-        **{name: value for name, value in sizes.items() if value is not None},
+
+def oialr_config(settings: Settings) -> PeftConfig:
+    """Returns the configuration of OIALR in the paper's mode: everything else trains too.
+
+    Raises:
+        ValueError: from `OIALRConfig`, of settings that are unfit or unfit together.
+    """
+    from oialr_peft import OIALRConfig
+
+    ends = {name: getattr(settings, name) for name in ("target_size", "sigma_cutoff", "layer_step")}
+    return OIALRConfig(
+        **{name: value for name, value in ends.items() if value is not None},
         r=settings.rank,
         bases=cast(Any, settings.bases),
         freeze_bases=settings.freeze_bases,
@@ -117,7 +123,6 @@ def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Mod
         keep_first_layer=settings.keep_first_layer,
         exclude_modules=KEPT_DENSE,
     )
-    return get_peft_model(model, config), OIALRCallback(trace=str(trace))
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def test_metrics_see_the_forecast_only() -> None:
 def test_both_methods_train_and_leave_a_complete_record(method: str, tmp_path: Path) -> None:
     from data import synthetic_series
 
-    schedule = {"epochs": 2, "max_steps": 12, "delay": 4, "update_interval": 2, "layer_step": 1.0, "batch_size": 8}
+    schedule = {"epochs": 2, "max_steps": 12, "delay": 4, "update_interval": 2, "target_size": 0.6, "batch_size": 8}
     settings = Settings(**TINY, **schedule, output=str(tmp_path))
     record = train_one(method, settings, make_splits(synthetic_series(200), 16, 8, 8))
     assert record == json.loads(json.dumps(record))

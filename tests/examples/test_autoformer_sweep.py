@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sweep
 from report import write_json
-from sweep import Grid, check_flags, main, run_pair
+from sweep import Grid, check_flags, main, run_one
 
 
 def leave_result(folder: Path, validation: float, test: float) -> None:
@@ -25,19 +25,19 @@ def test_flags_that_the_sweep_sets_are_refused() -> None:
     check_flags(["--d_model", "16"])
 
 
-def test_a_finished_pair_is_skipped_and_a_failed_one_names_its_log(
+def test_a_finished_run_is_skipped_and_a_failed_one_names_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[list[str]] = []
     monkeypatch.setattr(sweep.subprocess, "call", lambda command, **_: calls.append(command) or 1)
     grid = Grid(str(tmp_path))
     leave_result(grid.folder("dense", "1e-4", "0"), 1.0, 1.0)
-    run_pair(grid, "1e-4", "0", [], {"dense"})
+    run_one(grid, "dense", "1e-4", "0", [])
     assert calls == []
     with pytest.raises(RuntimeError, match=r"must end with code 0, got 1; read .*log\.txt"):
-        run_pair(grid, "1e-4", "0", ["--d_model", "16"], {"dense", "oialr"})
+        run_one(grid, "oialr", "1e-4", "0", ["--d_model", "16"])
     assert flag(calls[0], "--d_model") == "16"
-    assert "--trunk_only" not in calls[0]
+    assert flag(calls[0], "--methods") == "oialr"
 
 
 def test_rates_are_chosen_on_validation_per_method_and_only_those_run_at_other_seeds(
@@ -49,9 +49,8 @@ def test_rates_are_chosen_on_validation_per_method_and_only_those_run_at_other_s
         calls.append(command)
         rate, seed = flag(command, "--learning_rate"), float(flag(command, "--seed"))
         # Dense does best on validation with 1e-4, OIALR with 1e-3; test figures point the other way.
-        leave_result(Path(flag(command, "--trunk")), float(rate), seed)
-        if "--trunk_only" not in command:
-            leave_result(Path(flag(command, "--output")), 1 - float(rate), seed)
+        validation = float(rate) if flag(command, "--methods") == "dense" else 1 - float(rate)
+        leave_result(Path(flag(command, "--output")), validation, seed)
         return 0
 
     monkeypatch.setattr(sweep.subprocess, "call", run)
@@ -67,7 +66,6 @@ def test_rates_are_chosen_on_validation_per_method_and_only_those_run_at_other_s
     assert result["chosen"]["dense"]["test_mse"] == {"mean": 1.0, "std": 1.0}
     assert len(result["runs"]) == 6
     assert len(result["others"]) == 2
-    assert len(calls) == 6  # 2 rates at seed 0, then 2 seeds of one rate each for either method
-    assert sum("--trunk_only" in command for command in calls) == 2
+    assert len(calls) == 8  # 2 rates at seed 0, then 2 seeds of one rate each, for either method
     main()
-    assert len(calls) == 6
+    assert len(calls) == 8
