@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from torch import nn
 
 from oialr_peft import MuonAdamW, OIALRConfig, OIALRUpdater, rank_report
@@ -119,6 +125,18 @@ def test_a_file_that_lost_a_basis_is_refused(tmp_path):
         PeftModel.from_pretrained(MLP(), tmp_path)
 
 
+def test_a_live_adapter_takes_the_form_of_the_file_and_refuses_what_lost_a_basis(tmp_path):
+    saved, live = adapt(r=0.5), adapt(delay=5, r=0.5)
+    tensors = get_peft_model_state_dict(saved)
+    del tensors["base_model.model.first.oialr_vh"]  # its longer side, the left one, trains
+    with pytest.raises(ValueError, match=r"lacks the tensor 'first.oialr_(u|vh)'"):
+        set_peft_model_state_dict(live, tensors)
+    set_peft_model_state_dict(live, get_peft_model_state_dict(saved))
+    assert shapes(live) == shapes(saved)
+    x = torch.randn(3, 12)
+    assert torch.equal(live(x), saved(x))
+
+
 def test_merging_and_bf16_bases():
     model = adapt(MLP(dtype=torch.bfloat16), r=0.5, train_rest=False)
     x = torch.randn(3, 12, dtype=torch.bfloat16)
@@ -130,7 +148,8 @@ def test_merging_and_bf16_bases():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"bases": "longer", "moments": "slice"}, "with bases='longer' use moments='rotate'"),
+        ({"bases": "longer", "moments": "slice"}, "is a rule for frozen bases; with bases='longer'"),
+        ({"target_size": 0.5, "moments": "slice"}, "or set bases='frozen'"),
         ({"freeze_bases": 10}, "`freeze_bases` has no effect with bases='frozen'"),
         ({"bases": "both"}, "`bases` must be one of frozen, longer; got 'both'"),
         ({"lr_scale": "double"}, "`lr_scale` must be 'match', 'none' or a positive number; got 'double'"),
@@ -162,3 +181,12 @@ def test_an_adapter_saved_before_there_was_a_scale_goes_on_without_one():
 def test_what_is_held_is_counted_as_it_is():
     layers = rank_report(adapt(r=0.5)).layers
     assert {x.name: x.parameters for x in layers} == {"first": 6 * 36, "middle": 12 * 48, "last": 8 * 40}
+
+
+def test_a_size_moves_bases_and_nothing_else_does_unless_it_is_said(tmp_path):
+    fields = ({}, {"r": 0.5}, {"target_size": 0.5}, {"target_size": 0.5, "bases": "frozen"})
+    assert [OIALRConfig(**given).bases for given in fields] == ["frozen", "frozen", "longer", "frozen"]
+    for given in fields:  # a file says which, so that another default changes no adapter
+        OIALRConfig(**given).save_pretrained(tmp_path)
+        assert PeftConfig.from_pretrained(tmp_path).bases == OIALRConfig(**given).bases
+    assert OIALRConfig(target_size=0.5, freeze_bases=0.8).freeze_bases == 0.8

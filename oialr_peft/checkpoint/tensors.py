@@ -13,7 +13,7 @@ from torch import nn
 
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
-from ..weights import VH, AdaptedWeight, Form, Slot, U, form_of
+from ..weights import DENSE, FACTORED, VH, AdaptedWeight, Form, Slot, U, form_of
 from .rest import PARTS, PEFT_PREFIX, embedding_keys, rest_keys, running_statistics, wrapped
 
 
@@ -23,19 +23,20 @@ Tensors = Mapping[str, torch.Tensor]
 _TOLERANCE = {torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
-def file_ranks(
+def forms_in_file(
     state_dict: Tensors, layers: Mapping[str, AdaptedWeight], one_sided: Mapping[str, str]
-) -> dict[str, int | None]:
-    """{layer name: rank in the file, None where the file holds a dense weight}, taken from tensor shapes.
+) -> dict[str, tuple[int | None, Form]]:
+    """{layer name: its rank and form in the file}, rank None where the file holds a dense weight; by names and shapes.
 
-    `one_sided` names the layers of which one basis is part of sigma, and the side.
+    `one_sided` names the layers of a new adapter of which one basis is part of sigma, and the side. A live adapter
+    takes the form of the file, whatever its own is: a run that goes on in a new process, or the best of its models.
 
     Raises:
         ValueError: a tensor is missing, empty, of a shape that cannot belong to the layer, of integers, not finite, or
             no orthonormal basis.
     """
     tensors = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in state_dict.items()}
-    ranks: dict[str, int | None] = {}
+    found: dict[str, tuple[int | None, Form]] = {}
     for name, layer in layers.items():
         weight = tensors.get(f"{name}.oialr_weight")
         if weight is not None:
@@ -43,9 +44,9 @@ def file_ranks(
                 raise ValueError(_unchanged(f"The adapter file holds '{name}' twice, dense and as '{twice[0]}'."))
             _check_shape(f"{name}.oialr_weight", weight, layer.shape)
             _check_values(f"{name}.oialr_weight", weight)
-            ranks[name] = None
+            found[name] = (None, DENSE)
             continue
-        form = form_of(one_sided.get(name))
+        form = form_of(one_sided.get(name)) if layer.awaits_file else _form(name, tensors, layer)
         if missing := [slot.name for slot in (U, form.core, VH) if _absent(slot, form, name, tensors)]:
             raise ValueError(_unchanged(f"The adapter file lacks the tensor '{name}.{missing[0]}'."))
         rank = _rank(tensors[f"{name}.oialr_sigma"], form)
@@ -61,8 +62,18 @@ def file_ranks(
         for slot in form.bases:
             basis = tensors[f"{name}.{slot.name}"]
             check_basis(f"{name}.{slot.name}", basis if slot is U else basis.mT)
-        ranks[name] = rank
-    return ranks
+        found[name] = (rank, form)
+    return found
+
+
+def _form(name: str, tensors: Tensors, layer: AdaptedWeight) -> Form:
+    """Of a factored weight: a basis is part of sigma if it is not there and sigma has its side whole."""
+    held = Form(left=f"{name}.oialr_u" in tensors, right=f"{name}.oialr_vh" in tensors)
+    sigma = tensors.get(f"{name}.oialr_sigma")
+    if held.side is None or sigma is None or sigma.ndim < 2:
+        return FACTORED
+    whole = -2 if held.side == "left" else -1
+    return held if sigma.shape[whole] == layer.matrix_shape[whole] else FACTORED
 
 
 def _absent(slot: Slot, form: Form, name: str, tensors: Tensors) -> bool:

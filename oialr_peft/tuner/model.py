@@ -20,7 +20,6 @@ from ..kinds import Kind, MultiheadAttention, TakenApart, has_parts, kind_of, le
 from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
-from ..weights import form_of
 from .start import starting_weight
 from .targets import TargetSelection, select_targets, uncovered_share, with_target
 from .together import shared_starts
@@ -236,13 +235,13 @@ class OIALRModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         """Check the file as a whole, then give every layer the rank found in it; the caller fills the tensors."""
         from ..checkpoint.bases import make_bases
-        from ..checkpoint.tensors import check_file, file_ranks
+        from ..checkpoint.tensors import check_file, forms_in_file
 
         state_dict = make_bases(state_dict, config, weights := weights_of(model, adapter_name))
-        ranks = file_ranks(state_dict, weights, config.one_sided or {})
+        found = forms_in_file(state_dict, weights, config.one_sided or {})
         check_file(model, config, state_dict, weights)
         for name, weight in weights.items():
-            weight.match(ranks[name], form_of((config.one_sided or {}).get(name)))
+            weight.match(*found[name])
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRWarning
 from oialr_peft.checkpoint import last_complete_checkpoint
@@ -87,6 +87,36 @@ def test_resume_of_a_run_that_keeps_outputs(settings, tmp_path):
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         expected, found = snapshot(whole), snapshot(resumed)
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+MOVING = {"bases": "longer", "delay": 5, "r": 0.5, "freeze_bases": 11, "update_interval": 3}
+
+
+def test_resume_of_bases_that_move(tmp_path):
+    """In a new process the layers are dense at first; the checkpoints hold them dense, one-sided and frozen."""
+    whole = process(tmp_path, tmp_path / "a.pt", settings=MOVING, save_strategy="steps", save_steps=4, max_steps=16)
+    sides = set()
+    for step in (4, 8, 12):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        sides.add(bool(json.loads((checkpoint / "adapter_config.json").read_text())["one_sided"]))
+        resumed = process(tmp_path / "b", tmp_path / "b.pt", resume=checkpoint, settings=MOVING, max_steps=16)
+        assert_same(whole, resumed, step)
+    assert sides == {True, False}
+
+
+@pytest.mark.parametrize("best", [0, 1, 2], ids=["dense", "one side trains", "both bases frozen"])
+def test_the_best_model_of_bases_that_move_is_loaded_at_the_end(best, tmp_path):
+    """In its form, whatever the one is that the run ended with."""
+    scores = iter([float(i == best) for i in range(4)])
+    arguments = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4, "max_steps": 16}
+    best_model = {"load_best_model_at_end": True, "metric_for_best_model": "score", "greater_is_better": True}
+    run = trainer(str(tmp_path), MOVING, eval_dataset=dataset(8), **arguments, **best_model)
+    run.compute_metrics = lambda _: {"score": next(scores)}
+    run.train()
+    assert Path(run.state.best_model_checkpoint).name == f"checkpoint-{4 * best + 4}"
+    saved = load_file(Path(run.state.best_model_checkpoint) / "adapter_model.safetensors")
+    found = {name.replace(".default", ""): tensor for name, tensor in run.model.state_dict().items()}
+    assert [name for name, tensor in saved.items() if not torch.equal(tensor, found[name])] == []
 
 
 RESIDUAL = {"delay": 0, "train_rest": False, "residual": True, "r": 4}
