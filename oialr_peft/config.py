@@ -49,9 +49,10 @@ class OIALRConfig(PeftConfig):
         update_interval: optimizer steps between updates (ν), or a share of the run in (0, 1]. `None` (default) makes
             20 updates in the run after `delay`, so that every layer comes due, but at least one every 400 steps, which
             is also what it means where the length of the run is not known.
-        bases: `"frozen"` (default) trains sigma alone, as the paper does once the basis has settled. `"longer"` lets
-            the longer side's basis train along with sigma, as one matrix: more trains, and the loss ends nearer to
-            dense training's. Set it when training from scratch.
+        bases: `"frozen"` trains sigma alone, as the paper does once the basis has settled. `"longer"` lets the longer
+            side's basis train along with sigma, as one matrix: more trains, no more is held, and the loss ends nearer
+            to dense training's. `None` (default): longer with `target_size`, else frozen. Set it to longer when
+            training from scratch, and to frozen under FSDP2 or where the values that train are to be few.
         freeze_bases: with `bases="longer"`, the step, or share of the run in (0, 1), from which on both bases are
             frozen and sigma alone trains. `None` (default): never.
         residual: fine-tune as LoRA does: W stays whole, or quantised, and u @ sigma @ vh is what is added to it, zero
@@ -130,8 +131,9 @@ class OIALRConfig(PeftConfig):
     embeddings: bool = field(default=False, metadata=_help("Factorise embedding tables too."))
     train_rest: bool = field(default=False, metadata=_help("Train and save everything that is not factorised too."))
     keep_base_weights: bool | None = field(default=None, metadata=_help("Keep the dense base weight."))
-    bases: Literal["frozen", "longer"] = field(
-        default="frozen", metadata=_help("frozen: sigma alone trains; longer: the longer side's basis moves along.")
+    bases: Literal["frozen", "longer"] | None = field(
+        default=None,
+        metadata=_help("frozen: sigma alone trains; longer: the longer side's basis too; None: longer with a size."),
     )
     freeze_bases: int | float | None = field(
         default=None, metadata=_help("Step, or share of the run, from which both bases are frozen.")
@@ -163,6 +165,8 @@ class OIALRConfig(PeftConfig):
                 f"This adapter has format version {self.format_version}; this oialr_peft reads versions up to "
                 f"{FORMAT_VERSION}. Upgrade it: `pip install -U oialr-peft`."
             )
+        if self.bases is None:
+            self.bases = "frozen" if self.target_size is None else "longer"
         check(self)
         if self.residual:
             self.format_version = FORMAT_VERSION  # for earlier versions these files would be whole weights

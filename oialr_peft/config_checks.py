@@ -92,7 +92,10 @@ def _check_choices(config: OIALRConfig) -> None:
 
 def _check_bases(config: OIALRConfig) -> None:
     if config.bases == "longer" and config.moments == "slice":
-        raise ValueError("`moments='slice'` is a rule for frozen bases; with bases='longer' use moments='rotate'.")
+        raise ValueError(
+            "`moments='slice'` is a rule for frozen bases; with bases='longer', the default of `target_size`, use "
+            "moments='rotate', or set bases='frozen'."
+        )
     if config.freeze_bases is not None and config.bases == "frozen":
         raise ValueError("`freeze_bases` has no effect with bases='frozen'; set bases='longer', or leave it out.")
     scale = config.lr_scale

@@ -50,7 +50,7 @@ def svd(dense: nn.Module, task: Any, seed: int, share: float, steps: int, lr: fl
 METHODS: dict[str, Callable[..., Small]] = {
     "SVD": lambda *given: svd(*given, weighted=False),
     "SVD by activations": lambda *given: svd(*given, weighted=True),
-    "OIALR": oialr,
+    "OIALR": lambda *given: oialr(*given, bases="frozen"),
     "OIALR, longer": lambda *given: oialr(*given, bases="longer"),
 }
 

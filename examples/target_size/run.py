@@ -27,7 +27,7 @@ RULES = ("target_size", "squared gradients", "plain spectra", "cutoff per layer"
 
 def compressed(dense: nn.Module, task: Any, seed: int, rule: str, share: float, steps: int, lr: float) -> dict:
     """Compress a copy of the dense model while it trains on; by every rule the same decides what stays at a rank."""
-    config = OIALRConfig(target_size=share, train_rest=True)
+    config = OIALRConfig(target_size=share, train_rest=True, bases="frozen")
     model: Any = peft.get_peft_model(copy.deepcopy(dense), config)  # type: ignore[arg-type]
 
     def updates(optimizer: torch.optim.Optimizer) -> Any:

@@ -80,6 +80,7 @@ class OIALRUpdater:
         self._warn_once("no effect", notices.without_effect(self.config))
         if total_steps is not None and not self.config.residual:
             self._warn_once("too short", notices.too_short(self.policies.schedule, list(self.weights), total_steps))
+            self._warn_once("early cut", notices.early_cut(self.config, self.policies.schedule, total_steps))
         self._warn_once("below target", target.starts_below(self._size, self.config, self.weights))
         self._warn_once("never cut", notices.never_cut(self.weights, self.config.rank_multiple))
 
@@ -98,8 +99,8 @@ class OIALRUpdater:
         check_optimizer(self.carrier, self.weights, oialr_layers(model))
         if self.config.bases != "frozen" and any(map(is_sharded, self._parameters().values())):
             raise NotImplementedError(
-                f"FSDP2 shards by shape, so bases='{self.config.bases}' cannot change what trains. Use "
-                "OIALRConfig(bases='frozen'), or DistributedDataParallel."
+                f"FSDP2 shards by shape, so bases='{self.config.bases}', the default of `target_size`, cannot change "
+                "what trains. Use OIALRConfig(bases='frozen'), or DistributedDataParallel."
             )
         self._steps_taken = OptimizerSteps(self.carrier.optimizer)
         self._gradients = GradientWatch(self._parameters().values())

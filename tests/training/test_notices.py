@@ -65,6 +65,27 @@ def test_a_run_too_short_for_every_layer_says_so_before_step_one(tmp_path):
         OIALRUpdater(model, optimizer, total_steps=300)
 
 
+@pytest.mark.parametrize(
+    ("settings", "total", "told"),
+    [
+        ({"r": 0.5, "delay": 4}, 100, True),
+        ({"r": 12, "delay": 0.04}, 100, True),
+        ({"rank_pattern": {"middle": 4}, "delay": 4}, 100, True),
+        ({"r": 0.5, "delay": 5}, 100, False),
+        ({"r": 0.5}, 100, False),  # of trained weights
+        ({"delay": 4}, 100, False),  # the full rank: nothing of the bases goes
+        ({"target_size": 0.6, "delay": 4}, 100, False),  # cut bit by bit
+        ({"r": 0.5, "delay": 4}, None, False),
+    ],
+)
+def test_weights_that_are_cut_before_they_have_trained_are_told(settings, total, told):
+    model, optimizer = adapted(update_interval=5, **settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        OIALRUpdater(model, optimizer, total_steps=total)
+    assert any("when they have hardly trained" in str(warning.message) for warning in caught) == told
+
+
 def test_one_outlier_that_takes_a_layer_along_is_told_once():
     model, optimizer = adapted(model=outlier(), update_interval=1, layer_step=1.0, target_modules=["middle"])
     updater = OIALRUpdater(model, optimizer)

@@ -22,7 +22,7 @@ STEPS, PROCESSES = 12, 2
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("ddp", {"r": 0.5, "delay": 4}),
     ("ddp", {"target_size": 0.85}),
-    ("fsdp", {"target_size": 0.85}),
+    ("fsdp", {"target_size": 0.85, "bases": "frozen"}),
 ]
 
 
