@@ -157,6 +157,9 @@ def _add_plan(commands: Any) -> None:
         "processes share the factorisation (default: fine-tuning, as with OIALRConfig())",
     )
     plan.add_argument(
+        "--bases", choices=("frozen", "longer"), default="frozen", help="longer with `target_size` (default: frozen)"
+    )
+    plan.add_argument(
         "--svd-gflops", type=float, help="speed of one process at SVDs (default: measured here, on the CPU, at start)"
     )
     plan.add_argument("--embeddings", action="store_true", help=_EMBEDDINGS)
@@ -171,6 +174,7 @@ def _plan(parsed: argparse.Namespace) -> None:
         rank=parsed.rank,
         update_interval=parsed.update_interval,
         from_scratch=parsed.from_scratch,
+        bases=parsed.bases,
         svd_gflops=measure_svd_gflops() if parsed.svd_gflops is None else parsed.svd_gflops,
     )
     Console().print(plan_table(plan))

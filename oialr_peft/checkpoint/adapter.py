@@ -156,13 +156,21 @@ def _check_weights(file: Path) -> None:
         return
     header, metadata = read_header(file)
     saved = saved_config(metadata, file)
-    _check_parts(file, header, saved or {})
+    _check_parts(file, header, saved or _config_beside(file))
     if saved is not None and content_hash(file) != saved[HASH]:
         raise ValueError(
             f"'{file}' is damaged: its tensors are not those that were saved (another SHA-256). Save or download it "
             "again; the model is unchanged."
         )
     _checked = key
+
+
+def _config_beside(file: Path) -> dict[str, Any]:
+    """Of a file that carries none, as transformers' own `save_pretrained` writes it; {} if there is none to read."""
+    with suppress(ValueError):
+        config = json.loads(_read(file.with_name(_CONFIG)))
+        return config if isinstance(config, dict) else {}
+    return {}
 
 
 def _check_parts(file: Path, header: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 import transformers
@@ -11,10 +13,12 @@ from torch import nn
 
 from ..config import OIALRConfig
 from ..layer import adapted_weights
-from ..linalg import factored_size, stored_size
+from ..linalg import stored_size
 from ..plain import model_size
+from ..policy import Bases
 from ..tuner.model import OIALRModel
 from ..tuner.rules import initial_rank
+from ..weights import Form
 from .update import BYTES, Shape, UpdatePlan, plan_update
 
 
@@ -58,7 +62,8 @@ class MemoryPlan:
 class Plan:
     """A run of the model on `processes`, each layer at the share `rank` of its full rank, in float32.
 
-    `from_scratch`: as with OIALRConfig(delay=..., train_rest=True), else as with OIALRConfig(). `factorisation` is at
+    `from_scratch`: as with OIALRConfig(delay=..., train_rest=True), else as with OIALRConfig(). `bases`: as the
+    config's. `factorisation` is at
     full rank, before any cut; `update` has all layers due and cuts nothing. `compressed` are the parameters that
     `save_compressed` writes at that rank, of them `embeddings`. `step_bytes` are the gradients reduced per
     step, `dense_step_bytes` those of the dense model.
@@ -69,6 +74,7 @@ class Plan:
     rank: float
     update_interval: int
     from_scratch: bool
+    bases: str
     svd_gflops: float
     layers: int
     parameters: int
@@ -145,6 +151,7 @@ def plan_run(
     rank: float = 0.25,
     update_interval: int = 400,
     from_scratch: bool = False,
+    bases: Literal["frozen", "longer"] = "frozen",
     svd_gflops: float,
 ) -> Plan:
     """Plan a run.
@@ -153,6 +160,7 @@ def plan_run(
         dense: the model, from `architecture`.
         processes: how many train together with DDP.
         rank: share in (0, 1] of min(out, in) that every layer has.
+        bases: "frozen", or "longer" as `target_size` has it.
         svd_gflops: speed of one process at SVDs, in 1e9 of `SVD_FLOPS` x rows x cols x min per second.
 
     Raises:
@@ -162,16 +170,16 @@ def plan_run(
     config = OIALRConfig(r=float(rank))
     shapes, full = [*dense.shapes.values()], [min(shape[-2:]) for shape in dense.shapes.values()]
     ranks = [initial_rank(name, size, config) for name, size in zip(dense.shapes, full, strict=True)]
-    sigmas = [(*shape[:-2], r, r) for shape, r in zip(shapes, ranks, strict=True)]
+    sigmas, factors = _sigmas(shapes, ranks, Bases(bases))
     targeted = sum(map(math.prod, shapes)) if from_scratch else 0
     trainable = sum(map(math.prod, sigmas)) + (dense.trainable - targeted if from_scratch else 0)
-    factors = sum(factored_size(shape, r) for shape, r in zip(shapes, ranks, strict=True))
     return Plan(
         model=dense.name,
         processes=processes,
         rank=rank,
         update_interval=update_interval,
         from_scratch=from_scratch,
+        bases=bases,
         svd_gflops=svd_gflops,
         layers=len(shapes),
         parameters=dense.parameters,
@@ -186,6 +194,17 @@ def plan_run(
         memory=_memory(dense.parameters - targeted, factors, trainable, processes),
         dense_memory=_memory(dense.parameters, 0, dense.trainable, processes),
     )
+
+
+def _sigmas(shapes: Sequence[Shape], ranks: Sequence[int], bases: Bases) -> tuple[list[Shape], int]:
+    """The shape of what trains in every layer, and how many values all of them hold."""
+    trained, held = [], 0
+    for shape, rank in zip(shapes, ranks, strict=True):
+        form = Form(*bases.held(shape, 0))
+        tensors = form.shapes(shape, rank)
+        trained.append(tensors[form.core])
+        held += sum(map(math.prod, tensors.values()))
+    return trained, held
 
 
 def _memory(weights: int, factors: int, trainable: int, processes: int) -> MemoryPlan:

@@ -97,7 +97,8 @@ def test_accelerate_in_a_loop_of_ones_own():
     assert max(accelerator.unwrap_model(model).base_model.ranks().values()) < 16
 
 
-def test_sentence_transformers_trains_and_cuts(tmp_path):
+@pytest.mark.parametrize("bases", ["frozen", "longer"])
+def test_sentence_transformers_trains_and_cuts(bases, tmp_path):
     st = pytest.importorskip("sentence_transformers", reason="not run: sentence-transformers absent")
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.losses import MultipleNegativesRankingLoss
@@ -105,7 +106,7 @@ def test_sentence_transformers_trains_and_cuts(tmp_path):
     tiny_bert().bert.save_pretrained(tmp_path / "bert")
     tokenizer().save_pretrained(tmp_path / "bert")
     model = st.SentenceTransformer(str(tmp_path / "bert"), device="cpu")
-    model.add_adapter(OIALRConfig(task_type="FEATURE_EXTRACTION", **CUTS))
+    model.add_adapter(OIALRConfig(task_type="FEATURE_EXTRACTION", bases=bases, **CUTS))
     pairs = Dataset.from_dict({"anchor": SENTENCES, "positive": SENTENCES[1:] + SENTENCES[:1]})
     args = SentenceTransformerTrainingArguments(
         str(tmp_path / "out"), max_steps=6, report_to=[], use_cpu=True, save_strategy="no", learning_rate=1e-2

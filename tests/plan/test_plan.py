@@ -24,16 +24,17 @@ def plan(**kwargs):
 
 def test_two_processes_reduce_send_decompose_and_hold_what_is_planned():
     runs = results(torchrun(2, "plan_worker"))
-    scratch, tuning = plan(rank=1.0, from_scratch=True), plan()
+    scratch, tuning, moving = plan(rank=1.0, from_scratch=True), plan(), plan(bases="longer")
     assert runs["dense"]["step_bytes"] == scratch.dense_step_bytes
-    for name, planned in (("scratch", scratch), ("fine-tuning", tuning)):
+    for name, planned in (("scratch", scratch), ("fine-tuning", tuning), ("moving", moving)):
         assert runs[name]["step_bytes"] == planned.step_bytes
     held = {"dense": tuning.dense_memory, "scratch": scratch.memory, "fine-tuning": tuning.memory}
+    held |= {"moving": moving.memory}
     for name, memory in held.items():
         assert runs[name]["memory"] == {kind: getattr(memory, kind) for kind in runs[name]["memory"]}
         assert memory.buckets == runs[name]["step_bytes"]
-    updates = [*runs["scratch"]["updates"], *runs["fine-tuning"]["updates"]]
-    expected = [scratch.factorisation, *[scratch.update] * 2, *[tuning.update] * 3]
+    updates = [update for name in ("scratch", "fine-tuning", "moving") for update in runs[name]["updates"]]
+    expected = [scratch.factorisation, *[scratch.update] * 2, *[tuning.update] * 3, *[moving.update] * 3]
     for update, planned in zip(updates, expected, strict=True):
         assert update["bytes_sent"] == planned.bytes_sent
         assert [SVD_FLOPS * cost for cost in update["costs"]] == planned.svd_flops
@@ -52,10 +53,11 @@ def test_the_meta_model_of_a_saved_config_is_planned_like_the_real_one(name, tmp
     model.config.save_pretrained(tmp_path)
     found = architecture(meta_model(str(tmp_path / "config.json")), name)
     assert found == architecture(model, name)
-    planned = plan_run(found, 4, rank=0.5, from_scratch=True, svd_gflops=1.0)
-    adapter = get_peft_model(MODELS[name][0](), OIALRConfig(r=0.5, train_rest=True))
-    assert planned.layers == len(adapter.base_model.ranks())
-    assert planned.trainable == sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+    for bases in ("frozen", "longer"):
+        planned = plan_run(found, 4, rank=0.5, from_scratch=True, bases=bases, svd_gflops=1.0)
+        adapter = get_peft_model(MODELS[name][0](), OIALRConfig(r=0.5, train_rest=True, bases=bases))
+        assert planned.layers == len(adapter.base_model.ranks())
+        assert planned.trainable == sum(p.numel() for p in adapter.parameters() if p.requires_grad)
 
 
 def test_a_config_without_architectures_becomes_what_automodel_makes(tmp_path):

@@ -61,10 +61,10 @@ def losses(run: Trainer) -> dict[int, float]:
 
 
 def snapshot(run: Trainer) -> dict[str, torch.Tensor]:
-    """Every weight and every moment by name."""
-    state = {f"model.{key}": value for key, value in run.model.state_dict().items()}
+    """Every weight and every moment by name, as they are now."""
+    state = {f"model.{key}": value.clone() for key, value in run.model.state_dict().items()}
     for index, moments in run.optimizer.state_dict()["state"].items():
-        state.update({f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()})
+        state.update({f"optimizer.{index}.{key}": torch.as_tensor(value).clone() for key, value in moments.items()})
     return state
 
 

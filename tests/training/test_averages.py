@@ -35,8 +35,8 @@ def dense_of(weight, sigma=None):
     """An adapted weight as it is, or what it would be with another sigma."""
     if not weight.is_factored:
         return (weight.core if sigma is None else sigma).detach().clone()
-    u, own, vh = weight.factors
-    return (u @ (own if sigma is None else sigma) @ vh).detach()
+    own = weight.factors
+    return (own if sigma is None else own._replace(core=sigma)).compose().detach()
 
 
 def run(make, chosen=None, *, follow=True, steps=10, **settings):
@@ -58,8 +58,9 @@ def run(make, chosen=None, *, follow=True, steps=10, **settings):
         optimizer.step()
         if updater.step() is not None:
             for index, weight in enumerate(weights):
-                u, _, vh = weight.factors
-                dense[index] = u @ (u.T @ dense[index] @ vh.T) @ vh
+                u, _, vh = weight.factors  # a basis that trains as part of sigma takes nothing away
+                dense[index] = dense[index] if u is None else u @ (u.T @ dense[index])
+                dense[index] = dense[index] if vh is None else dense[index] @ vh.T @ vh
         optimizer.zero_grad()
         if isinstance(average, Shadow):
             average.step(chosen(model))
@@ -79,6 +80,8 @@ PHASES = {
     "rotations": {"sigma_cutoff": 0.0},
     "cuts": {"sigma_cutoff": 0.4},
     "factorisation and cuts": {"delay": 4, "sigma_cutoff": 0.4},
+    "bases that move": {"delay": 4, "sigma_cutoff": 0.4, "bases": "longer"},
+    "bases that are frozen then": {"delay": 4, "sigma_cutoff": 0.4, "bases": "longer", "freeze_bases": 8},
 }
 
 

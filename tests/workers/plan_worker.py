@@ -21,6 +21,7 @@ CONFIGS = {
     "dense": None,
     "scratch": OIALRConfig(delay=EVERY, train_rest=True, **NO_CUT),
     "fine-tuning": OIALRConfig(r=0.25, **NO_CUT),
+    "moving": OIALRConfig(r=0.25, bases="longer", **NO_CUT),
     "cuts": OIALRConfig(delay=EVERY, **{**NO_CUT, "sigma_cutoff": 0.5, "max_cut": 0.3}),
 }
 REDUCED, SENT, DECOMPOSED = [], [], []
