@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 from peft import PeftConfig
 from peft.utils.peft_types import PeftType
@@ -131,8 +131,8 @@ class OIALRConfig(PeftConfig):
     embeddings: bool = field(default=False, metadata=_help("Factorise embedding tables too."))
     train_rest: bool = field(default=False, metadata=_help("Train and save everything that is not factorised too."))
     keep_base_weights: bool | None = field(default=None, metadata=_help("Keep the dense base weight."))
-    bases: Literal["frozen", "longer"] | None = field(
-        default=None,
+    bases: Literal["frozen", "longer"] = field(
+        default=cast(Any, None),  # which __post_init__ replaces
         metadata=_help("frozen: sigma alone trains; longer: the longer side's basis too; None: longer with a size."),
     )
     freeze_bases: int | float | None = field(
