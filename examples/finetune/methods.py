@@ -96,8 +96,11 @@ def _defaults(model: Any, layers: Layers, steps: int) -> tuple[nn.Module, int]:
     return _peft(model, layers, OIALRConfig()), 0
 
 
-def _target_size(model: Any, layers: Layers, steps: int) -> tuple[nn.Module, int]:
-    return _peft(model, layers, OIALRConfig(target_size=layers.share, bases="longer")), 0
+def _target_size(**fields: Any) -> Make:
+    def make(model: Any, layers: Layers, steps: int) -> tuple[nn.Module, int]:
+        return _peft(model, layers, OIALRConfig(target_size=layers.share, **fields)), 0
+
+    return make
 
 
 def _peft(model: Any, layers: Layers, config: Any) -> nn.Module:
@@ -120,5 +123,6 @@ METHODS: dict[str, Make] = {
     "OIALR residual, file of LoRA": _residual(0.0, True),
     "OIALR residual, a tenth of LoRA's parameters": _residual(0.1, False),
     "OIALR, defaults": _defaults,
-    "OIALR, target_size": _target_size,
+    "OIALR, target_size": _target_size(),
+    "OIALR, target_size, sigma alone": _target_size(bases="frozen"),
 }

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 HERE = Path(__file__).parent
 MATCHED = "OIALR residual, parameters of LoRA"
 OURS = (MATCHED, "OIALR residual, file of LoRA", "OIALR residual, a tenth of LoRA's parameters")
-SMALLER = ("OIALR, defaults", "OIALR, target_size")
+SMALLER = ("OIALR, defaults", "OIALR, target_size", "OIALR, target_size, sigma alone")
 OTHERS = ("from scratch", "head alone", "full")
 UNITS = {"plays": "nats", "pictures": "points", "sentences": "points"}
 
