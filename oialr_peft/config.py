@@ -16,6 +16,7 @@ Names = list[str] | set[str] | str | None
 
 
 FORMAT_VERSION = 2  # of saved adapters: names and shapes of tensors, and the fields that loading needs
+WRITTEN = ("ranks", "one_sided", "format_version")  # fields that saving writes, not the user
 RESIDUAL_RANK = 32  # where `r` is not given
 
 
@@ -50,8 +51,8 @@ class OIALRConfig(PeftConfig):
             20 updates in the run after `delay`, so that every layer comes due, but at least one every 400 steps, which
             is also what it means where the length of the run is not known.
         bases: `"frozen"` trains sigma alone, as the paper does once the basis has settled. `"longer"` lets the longer
-            side's basis train along with sigma, as one matrix: more trains, no more is held, and the loss ends nearer
-            to dense training's. `None` (default): longer with `target_size`, else frozen. Set it to longer when
+            side's basis train along with sigma, as one matrix: more trains, and the loss ends nearer to dense
+            training's. `None` (default): longer with `target_size`, else frozen. Set it to longer when
             training from scratch, and to frozen under FSDP2 or where the values that train are to be few.
         freeze_bases: with `bases="longer"`, the step, or share of the run in (0, 1), from which on both bases are
             frozen and sigma alone trains. `None` (default): never.

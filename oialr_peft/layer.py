@@ -12,7 +12,7 @@ from .base_weight import BaseWeight
 from .compat.peft_ import check_adapters_to_merge
 from .compat.torch_ import plain_name
 from .kinds import Kind, is_quantised
-from .weights import FROZEN, SLOTS, TRAINED, VH, AdaptedWeight, Form, U
+from .weights import DENSE, FROZEN, SLOTS, TRAINED, VH, AdaptedWeight, Form, U
 from .workers.sharding import is_sharded
 
 
@@ -116,7 +116,7 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
                     form = Form(*(f"{prefix}{slot.name}.{adapter}" in state_dict for slot in (U, VH)))
                     weight.match(min(sigma.shape[-2:]), form)
             elif f"{prefix}oialr_weight.{adapter}" in state_dict:
-                weight.match(None)
+                weight.match(None, DENSE)
         if self.base_is_freed and not self.merged:
             # Savers that drop tensors sharing memory (Accelerate's save_state) take all empty weights for one.
             state_dict.setdefault(f"{prefix}base_layer.weight", self.base_weight.detach())

@@ -29,10 +29,10 @@ from .joint_ranks import JointRanks
 from .linalg import Rotation, Seen, cut_by_activations, decompose
 from .memory import release_memory
 from .moments import MomentCarrier
-from .policy import Policies
+from .policy import Bases, Policies
 from .tuner.rules import initial_rank
 from .update_report import UpdateReport, sampled
-from .weights import DENSE, FACTORED, AdaptedWeight
+from .weights import DENSE, FACTORED, AdaptedWeight, Form
 from .workers.exchange import Exchange, Solution
 from .workers.group import Workers
 from .workers.plan import SvdTask
@@ -95,6 +95,12 @@ def update_bases(
     )
 
 
+def _held(weight: AdaptedWeight, bases: Bases, step: int) -> Form:
+    """Which bases a weight holds from this step on: none is given up that was held already, by an earlier run."""
+    wanted = Form(*bases.held(weight.matrix_shape, step))
+    return Form(wanted.left or weight.form.left, wanted.right or weight.form.right)
+
+
 class _Update:
     """The phases of one update, and what they leave to the next ones."""
 
@@ -111,8 +117,7 @@ class _Update:
         self.weights, self.seen = weights, seen
         self.config, self.policies, self.carrier, self.step = config, policies, carrier, step
         self.bases = {
-            name: DENSE if name in waiting else policies.bases.held(weight.matrix_shape, step)
-            for name, weight in weights.items()
+            name: DENSE if name in waiting else _held(weight, policies.bases, step) for name, weight in weights.items()
         }
         self.sharded = any(is_sharded(weight.core) for weight in weights.values())
         self.facts = {name: weight.facts for name, weight in weights.items()}

@@ -131,6 +131,13 @@ def test_a_live_adapter_takes_the_form_of_the_file_and_refuses_what_lost_a_basis
     del tensors["base_model.model.first.oialr_vh"]  # its longer side, the left one, trains
     with pytest.raises(ValueError, match=r"lacks the tensor 'first.oialr_(u|vh)'"):
         set_peft_model_state_dict(live, tensors)
+    full = get_peft_model_state_dict(adapt())
+    del full["base_model.model.first.oialr_vh"]  # of a tall weight the right side never trains
+    with pytest.raises(ValueError, match=r"lacks the tensor 'first.oialr_(u|vh)'"):
+        set_peft_model_state_dict(live, full)
+    residual = adapt(bases="frozen", residual=True, train_rest=False)
+    with pytest.raises(ValueError, match=r"lacks the tensor 'first.oialr_u'"):
+        set_peft_model_state_dict(residual, get_peft_model_state_dict(adapt(train_rest=False)))
     set_peft_model_state_dict(live, get_peft_model_state_dict(saved))
     assert shapes(live) == shapes(saved)
     x = torch.randn(3, 12)

@@ -12,7 +12,7 @@ from data import load_series
 from model import build_model
 from report import print_table, write_json
 from settings import Settings, option
-from train import METHODS, model_config, oialr_config, train_one
+from train import METHODS, check_oialr, model_config, train_one
 from transformers import HfArgumentParser
 from windows import Splits, make_splits
 
@@ -29,27 +29,28 @@ class Choice:
             raise ValueError(f"methods: must be among {METHODS}, got {unknown}; give for example dense,oialr.")
 
 
-def prepare(settings: Settings) -> Splits:
+def prepare(settings: Settings, methods: list[str]) -> Splits:
     """Returns the windows after every check that can fail, so that nothing fails after hours of training.
 
     Raises:
         ValueError: series, lengths, model sizes or OIALR's settings are unfit; see `load_series`, `make_splits`,
-            `build_config`, `oialr_config`.
+            `build_config`, `check_oialr`.
     """
     config = model_config(settings)
-    oialr_config(settings)
     splits = make_splits(load_series(settings.data), settings.context, settings.horizon, settings.label_length)
     if len(splits.train) < settings.batch_size:
         raise ValueError(
             f"batch_size: at most the {len(splits.train)} training windows, got {settings.batch_size}; lower it."
         )
     build_model(config, settings.mend_attention)
+    if "oialr" in methods:
+        check_oialr(settings, splits)
     return splits
 
 
 def compare(methods: list[str], settings: Settings) -> dict[str, object]:
     """Runs the trivial predictors and `methods`, writes everything to `settings.output`, returns results.json."""
-    splits = prepare(settings)
+    splits = prepare(settings, methods)
     folder = Path(settings.output)
     baselines = baseline_errors(splits.test)
     runs = []

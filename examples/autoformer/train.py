@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -97,7 +98,7 @@ def model_config(settings: Settings) -> transformers.AutoformerConfig:
 
 def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Module, TrainerCallback]:
     """Returns the model under OIALR and its callback."""
-    from oialr_peft import OIALRCallback  # here and below, so that a dense run needs neither
+    from oialr_peft import OIALRCallback  # here and below, so that a dense run does without
 
     return get_peft_model(model, oialr_config(settings)), OIALRCallback(trace=str(trace))
 
@@ -123,6 +124,22 @@ def oialr_config(settings: Settings) -> PeftConfig:
         keep_first_layer=settings.keep_first_layer,
         exclude_modules=KEPT_DENSE,
     )
+
+
+def check_oialr(settings: Settings, splits: Splits) -> None:
+    """Makes what an OIALR run starts with, and throws it away.
+
+    Raises:
+        ValueError: from `OIALRConfig` or `OIALRUpdater`, such as of a size below the least that the model can have.
+    """
+    from oialr_peft import OIALRUpdater
+
+    model, _ = factorise(build_model(model_config(settings), settings.mend_attention), settings, Path())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    steps = settings.epochs * (len(splits.train) // settings.batch_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will say so
+        OIALRUpdater(model, optimizer, total_steps=settings.max_steps if settings.max_steps > 0 else steps)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 
 from ..compat.transformers_ import config_name
-from ..config import OIALRConfig
+from ..config import WRITTEN, OIALRConfig
 from ..layer import adapted_weights
 from ..report.ranks import rank_report
 from ..weights import AdaptedWeight
@@ -141,7 +141,7 @@ def _name(base: nn.Module) -> str | None:
 
 def _settings(config: OIALRConfig, targets: set[str]) -> dict[str, Any]:
     """OIALR's own fields that differ from their defaults; `target_modules` only where the user chose them."""
-    own = {f.name for f in fields(OIALRConfig)} - {f.name for f in fields(PeftConfig)} - {"ranks", "format_version"}
+    own = {f.name for f in fields(OIALRConfig)} - {f.name for f in fields(PeftConfig)} - {*WRITTEN}
     default = OIALRConfig()
     changed = {name: getattr(config, name) for name in sorted(own) if getattr(config, name) != getattr(default, name)}
     if changed.get("target_modules") == targets:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from ..config import OIALRConfig
 from ..files import ADAPTER_WEIGHTS, Draft, content_hash, read_header, seal
 from ..weights import form_of
-from .config import HASH, plain_pattern, saved_config
+from .config import HASH, check_types, plain_pattern, saved_config
 from .rest import PARTS, PEFT_PREFIX
 from .tensors import check_factors_of
 
@@ -117,8 +117,8 @@ def check_saved(
 
 def _refuse_other_mode(file: Path, live: OIALRConfig) -> None:
     """The tensors of both modes have the same names and shapes, and the live config says what they mean."""
-    saved = saved_config(read_header(file)[1], file)
-    if saved is not None and bool(saved.get("residual")) != live.residual:
+    saved = _config_of(file, read_header(file)[1])
+    if saved and bool(saved.get("residual")) != live.residual:
         raise ValueError(
             f"'{file}' is an adapter with residual={not live.residual}, the live one has residual={live.residual}: "
             "its sigma would be taken for something else. Load it under another `adapter_name`."
@@ -126,7 +126,7 @@ def _refuse_other_mode(file: Path, live: OIALRConfig) -> None:
 
 
 def _refuse_without_bases(file: Path) -> None:
-    if not (saved_config(read_header(file)[1], file) or {}).get("save_bases", True):
+    if not _config_of(file, read_header(file)[1]).get("save_bases", True):
         raise ValueError(
             f"'{file}' was saved without its bases (`save_bases=False`), and transformers' `load_adapter` asks nobody "
             "who could make them again. Use `PeftModel.from_pretrained(model, path)`, or save it with the bases."
@@ -151,12 +151,12 @@ _checked: tuple[Any, ...] | None = None  # the last file found whole: loading as
 def _check_weights(file: Path) -> None:
     global _checked
     state = file.stat()
-    key = (os.path.realpath(file), state.st_mtime_ns, state.st_size, state.st_ino)
+    key = (os.path.realpath(file), state.st_mtime_ns, state.st_size, state.st_ino, _read(file.with_name(_CONFIG)))
     if key == _checked:
         return
     header, metadata = read_header(file)
     saved = saved_config(metadata, file)
-    _check_parts(file, header, saved or _config_beside(file))
+    _check_parts(file, header, _config_of(file, metadata))
     if saved is not None and content_hash(file) != saved[HASH]:
         raise ValueError(
             f"'{file}' is damaged: its tensors are not those that were saved (another SHA-256). Save or download it "
@@ -165,11 +165,16 @@ def _check_weights(file: Path) -> None:
     _checked = key
 
 
-def _config_beside(file: Path) -> dict[str, Any]:
-    """Of a file that carries none, as transformers' own `save_pretrained` writes it; {} if there is none to read."""
-    with suppress(ValueError):
-        config = json.loads(_read(file.with_name(_CONFIG)))
-        return config if isinstance(config, dict) else {}
+def _config_of(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """The config that a file carries, or that beside it, as transformers' own `save_pretrained` writes it, or {}."""
+    if (saved := saved_config(metadata, file)) is not None:
+        return saved
+    with suppress(
+        ValueError, TypeError, AttributeError, RecursionError
+    ):  # who makes an adapter of it says what is wrong
+        beside = json.loads(_read(file.with_name(_CONFIG)))
+        check_types(beside)
+        return beside
     return {}
 
 

@@ -67,7 +67,7 @@ def read_config(original: Callable[..., Any], path: str, **kwargs: Any) -> Any:
     header, metadata = read_header(weights) if weights.is_file() else ({}, {})
     found = _of_the_same_save(found, metadata, weights)
     try:
-        _check_types(found)
+        check_types(found)
         found.pop(HASH, None)
         for name, value in BEFORE.items():
             found.setdefault(name, value)
@@ -109,7 +109,8 @@ def _of_the_same_save(found: dict[str, Any], metadata: dict[str, str], weights: 
     return found if saved is None or saved[HASH] == found.get(HASH) else saved
 
 
-def _check_types(found: dict[str, Any]) -> None:
+def check_types(found: dict[str, Any]) -> None:
+    """Raise TypeError or ValueError, naming the field, for a config whose fields are of other types than OIALR's."""
     for name, (types, rule) in _TYPES.items():
         value = found.get(name)
         if value is not None and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
+from ..policy import Bases
 from ..weights import DENSE, FACTORED, VH, AdaptedWeight, Form, Slot, U, form_of
 from .rest import PARTS, PEFT_PREFIX, embedding_keys, rest_keys, running_statistics, wrapped
 
@@ -67,10 +68,11 @@ def forms_in_file(
 
 
 def _form(name: str, tensors: Tensors, layer: AdaptedWeight) -> Form:
-    """Of a factored weight: a basis is part of sigma if it is not there and sigma has its side whole."""
+    """Of a factored weight: the longer side's basis is part of sigma if it is not there and sigma has that side."""
     held = Form(left=f"{name}.oialr_u" in tensors, right=f"{name}.oialr_vh" in tensors)
     sigma = tensors.get(f"{name}.oialr_sigma")
-    if held.side is None or sigma is None or sigma.ndim < 2:
+    moving = Form(*Bases("longer").held(layer.matrix_shape, step=0))
+    if held != moving or sigma is None or sigma.ndim < 2 or layer.base is not None:
         return FACTORED
     whole = -2 if held.side == "left" else -1
     return held if sigma.shape[whole] == layer.matrix_shape[whole] else FACTORED

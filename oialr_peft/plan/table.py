@@ -19,7 +19,7 @@ def plan_table(plan: Plan) -> Group:
 def _svds(plan: Plan) -> Table:
     how = "shared" if plan.from_scratch else "at injection, by every process for itself"
     table = Table(
-        title=f"{escape(plan.model)}: {plan.layers} layers on {plan.processes} processes",
+        title=f"{escape(plan.model)}: {plan.layers} layers on {plan.processes} processes, {plan.bases} bases",
         caption=f"Factorisation: {how}. Update: all layers due, nothing cut. Work: {SVD_FLOPS} x rows x cols x min "
         f"per SVD; seconds: at {plan.svd_gflops:,.4g} GFLOP/s per process, waiting for the slowest of every round, "
         "without moving bases and moments. Imbalance: slowest over mean. Held: beside the model, by the fullest "

@@ -9,13 +9,28 @@ from ..config import OIALRConfig
 from ..config_checks import given
 from ..plain import ModelSize
 from ..policy import Schedule
+from ..tuner.rules import initial_rank
 from ..update_report import UpdateReport
-from ..weights import AdaptedWeight
+from ..weights import FACTORED, AdaptedWeight
 
 
 Weights = Mapping[str, AdaptedWeight]  # by the names of their layers
 EARLY = 0.05  # share of a run; forecasters cut to a quarter at .1 end 5 % behind dense training, at .02 half
 LARGE_DROP = 0.2  # share of a weight's energy (squared norm) in one cut; at the default cutoff it is below 0.01
+
+
+def beforehand(
+    config: OIALRConfig, weights: Weights, schedule: Schedule, total_steps: int | None
+) -> dict[str, str | None]:
+    """{kind: what should be said of a run before its first step}."""
+    found = {"no effect": without_effect(config), "never cut": never_cut(weights, config.rank_multiple)}
+    if config.residual:
+        return found
+    found["frozen already"] = frozen_already(config, weights)
+    if total_steps is not None:
+        found["too short"] = too_short(schedule, list(weights), total_steps)
+        found["early cut"] = early_cut(config, weights, schedule, total_steps)
+    return found
 
 
 def too_short(schedule: Schedule, names: Sequence[str], last: int) -> str | None:
@@ -42,15 +57,28 @@ def too_short(schedule: Schedule, names: Sequence[str], last: int) -> str | None
     )
 
 
-def early_cut(config: OIALRConfig, schedule: Schedule, last: int) -> str | None:
+def early_cut(config: OIALRConfig, weights: Weights, schedule: Schedule, last: int) -> str | None:
     """Weights that have hardly trained are taken to a rank for good."""
-    given_rank = config.rank_pattern or config.r not in (None, 1.0)
-    if not given_rank or not 0 < schedule.delay < EARLY * last:
+    dense = {name: weight.full_rank for name, weight in weights.items() if not weight.is_factored}
+    cut = [name for name, full in dense.items() if initial_rank(name, full, config) < full]
+    if config.delay == "auto" or not cut or schedule.delay >= EARLY * last:
         return None
     return (
-        f"`delay` of {schedule.delay} steps in a run of {last} takes weights to the rank of `r` when they have hardly "
-        "trained, and what it leaves of their bases is all there is. Give `delay` a share of the run, 0.2 to 0.5, "
-        "or ask for a size: `target_size` cuts bit by bit. Where the weights are trained already, leave `delay` out."
+        f"`delay` of {schedule.delay} steps in a run of {last} takes {len(cut)} layers to the rank of `r` when they "
+        "have hardly trained, and what it leaves of their bases is all there is. Give `delay` a share of the run, "
+        "0.2 to 0.5, or ask for a size: `target_size` cuts bit by bit. Of weights that are trained leave `delay` out."
+    )
+
+
+def frozen_already(config: OIALRConfig, weights: Weights) -> str | None:
+    """Bases that are to train, of weights that an earlier run left with frozen ones."""
+    frozen = [name for name, weight in weights.items() if weight.form == FACTORED]
+    if config.bases == "frozen" or config.freeze_bases is not None or not frozen:
+        return None
+    return (
+        f"bases='{config.bases}', the default of `target_size`, has no effect on {len(frozen)} of {len(weights)} "
+        f"layers, {_named(frozen)}: their bases were frozen when they were saved, and sigma alone trains on. If "
+        "that is what you want, set bases='frozen'; else start from the dense weights (`merge_and_unload`)."
     )
 
 

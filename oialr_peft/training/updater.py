@@ -77,12 +77,11 @@ class OIALRUpdater:
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
         self._seen = SeenActivations(self.weights, self.config, self.policies.ranks)
         self._look_ahead()
-        self._warn_once("no effect", notices.without_effect(self.config))
-        if total_steps is not None and not self.config.residual:
-            self._warn_once("too short", notices.too_short(self.policies.schedule, list(self.weights), total_steps))
-            self._warn_once("early cut", notices.early_cut(self.config, self.policies.schedule, total_steps))
+        for kind, message in notices.beforehand(
+            self.config, self.weights, self.policies.schedule, total_steps
+        ).items():
+            self._warn_once(kind, message)
         self._warn_once("below target", target.starts_below(self._size, self.config, self.weights))
-        self._warn_once("never cut", notices.never_cut(self.weights, self.config.rank_multiple))
 
     def _take(self, model: nn.Module) -> None:
         if not self.weights:

@@ -6,10 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..config import OIALRConfig
-
-
-_WRITTEN = ("ranks", "one_sided", "format_version")  # fields that saving writes
+from ..config import WRITTEN, OIALRConfig
 
 
 def shared_fields(config: OIALRConfig | None) -> dict[str, Any]:
@@ -18,7 +15,7 @@ def shared_fields(config: OIALRConfig | None) -> dict[str, Any]:
     return {  # a set is written in another order by every process
         f"OIALRConfig.{field}": sorted(value) if isinstance(value, set) else value
         for field, value in fields.items()
-        if field not in _WRITTEN
+        if field not in WRITTEN
     }
 
 

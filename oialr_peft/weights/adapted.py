@@ -201,7 +201,7 @@ class AdaptedWeight:
         else:
             self._hold(change.factors, self.core)
 
-    def match(self, rank: int | None, form: Form = DENSE) -> None:
+    def match(self, rank: int | None, form: Form) -> None:
         """Have the tensors of `rank` (`None` = dense) in a form, without values: a file is about to be loaded."""
         self.awaits_file = False
         form = DENSE if rank is None else form

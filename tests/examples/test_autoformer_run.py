@@ -46,8 +46,12 @@ def test_one_run_compares_both_methods_and_the_trivial_predictors(comparison: tu
 
 
 def test_settings_that_do_not_go_together_end_before_the_dense_run(tmp_path: Path) -> None:
-    result = run("run.py", tmp_path, "--layer_step", "0.5", "--output", "out")
-    assert "`layer_step=0.5` has no effect with `target_size`" in result.stderr
+    for flags, said in (
+        (("--layer_step", "0.5"), "`layer_step=0.5` has no effect with `target_size`"),
+        (("--d_model", "16"), "below the floor of"),
+    ):
+        result = run("run.py", tmp_path, *flags, "--output", "out")
+        assert said in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,7 @@
 """Every form that a saved adapter can have, into a live adapter of every form, by every way in."""
 
+import json
+
 import pytest
 import torch
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -76,3 +78,26 @@ def test_transformers_own_files_come_back(bases, tmp_path):
     expected = model(input_ids=ids).last_hidden_state
     fresh.load_adapter(str(tmp_path))
     assert torch.equal(fresh(input_ids=ids).last_hidden_state, expected)
+
+
+def saved_by_transformers(folder, **fields):
+    model = tiny_bert().bert.eval()
+    model.add_adapter(OIALRConfig(**fields))
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_what_transformers_wrote_is_refused_where_it_does_not_fit(tmp_path):
+    """Its files carry no config of their own, so the one beside them says what they are."""
+    whole = saved_by_transformers(tmp_path / "whole", r=0.5)
+    live = get_peft_model(tiny_bert().bert, OIALRConfig(residual=True))
+    with pytest.raises(ValueError, match="is an adapter with residual=False, the live one has residual=True"):
+        live.load_adapter(whole, "default")
+    bare = saved_by_transformers(tmp_path / "bare", residual=True, save_bases=False)
+    with pytest.raises(ValueError, match="was saved without its bases"):
+        tiny_bert().bert.load_adapter(str(bare))
+    config = json.loads((whole / "adapter_config.json").read_text())
+    for wrong in ("abc", {"a": ["left"]}):
+        (whole / "adapter_config.json").write_text(json.dumps({**config, "one_sided": wrong}))
+        with pytest.raises((ValueError, TypeError), match="`one_sided` must"):
+            tiny_bert().bert.load_adapter(str(whole))

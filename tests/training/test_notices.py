@@ -12,7 +12,7 @@ from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.policy import Schedule
 from oialr_peft.training.notices import too_short
 from tests.conftest import MLP
-from tests.training.runs import dataset, trainer
+from tests.training.runs import dataset, snapshot, trainer
 
 
 def adapted(**settings):
@@ -70,10 +70,13 @@ def test_a_run_too_short_for_every_layer_says_so_before_step_one(tmp_path):
     [
         ({"r": 0.5, "delay": 4}, 100, True),
         ({"r": 12, "delay": 0.04}, 100, True),
+        ({"r": 1, "delay": 4}, 100, True),
         ({"rank_pattern": {"middle": 4}, "delay": 4}, 100, True),
         ({"r": 0.5, "delay": 5}, 100, False),
         ({"r": 0.5}, 100, False),  # of trained weights
         ({"delay": 4}, 100, False),  # the full rank: nothing of the bases goes
+        ({"rank_pattern": {"middle": 1.0}, "delay": 4}, 100, False),
+        ({"r": 0.5, "delay": "auto"}, 10_000, False),
         ({"target_size": 0.6, "delay": 4}, 100, False),  # cut bit by bit
         ({"r": 0.5, "delay": 4}, None, False),
     ],
@@ -189,3 +192,16 @@ def test_a_best_model_of_an_earlier_phase_is_told(scores, words, tmp_path):
     if words:
         assert re.search(words, messages[0])
         assert Path(run.state.best_model_checkpoint).name in messages[0]
+
+
+def test_an_adapter_with_frozen_bases_goes_on_with_them_and_says_so(tmp_path):
+    """As one does that was saved when frozen bases were the default of `target_size`."""
+    settings = {"delay": 0, "update_interval": 3, "target_size": 0.7}
+    settings |= {name: getattr(OIALRConfig, name) for name in ("sigma_cutoff", "layer_step")}
+    old = trainer(str(tmp_path), {**settings, "bases": "frozen"}, save_strategy="steps", save_steps=6, max_steps=12)
+    old.train()
+    new = trainer(str(tmp_path / "b"), settings, max_steps=12)
+    with pytest.warns(OIALRWarning, match="has no effect on 14 of 14 layers, .* frozen when they were saved"):
+        new.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    expected, found = snapshot(old), snapshot(new)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
