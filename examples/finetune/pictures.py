@@ -27,11 +27,11 @@ class Pictures:
 
     best = max
     targets, heads = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"], ["classifier"]
-    share = 0.5
     base_steps, base_rate, steps = 1000, 1e-3, 60
 
     def __init__(self, data: Path, tiny: bool = False) -> None:
         self.layers, self.width = (1, 16) if tiny else (3, 64)
+        self.share = 0.7 if tiny else 0.5  # of a tiny model the patches and positions alone are half
         self.file, self.count = data / "cifar10-jpeg" / "train.parquet", 400 if tiny else 30_000
         pictures, labels = read(self.file, OTHERS, 400 if tiny else 5_000)
         few = slice(min(FEW, len(labels) // 2))

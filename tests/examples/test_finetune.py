@@ -60,7 +60,7 @@ def record_of(tmp_path, task, *options):
 def test_every_method_trains_and_loads_exactly(tmp_path, task):
     record = record_of(tmp_path, task, "--rates", 1e-3, "--seeds", 0)
     runs = {run["method"]: run for run in record["runs"]}
-    assert len(runs) == (14 if task == "plays" else 15)
+    assert len(runs) == (15 if task == "plays" else 16)
     assert all(run["reload"] <= 1e-5 for run in runs.values() if "reload" in run)
     alike = ["rsLoRA", "PiSSA", "OSF", "PSOFT", "OIALR residual, parameters of LoRA"]
     assert all(abs(runs[name]["trainable"] / runs["LoRA"]["trainable"] - 1) < 0.1 for name in alike)
