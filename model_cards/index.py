@@ -62,7 +62,7 @@ def autoformer() -> dict[str, Any]:
     """The line of the Autoformer's card."""
     found: Any = read("autoformer-ettm2")
     dense, oialr = (found["chosen"][name] for name in ("dense", "oialr"))
-    held = oialr["parameters_held"]["mean"] / dense["parameters_held"]["mean"]
+    held = oialr["compressed_bytes"]["mean"] / dense["compressed_bytes"]["mean"]
     settings = found["runs"][0]["settings"]
     return {
         **start("autoformer-ettm2", f"Autoformer, width {settings['d_model']}"),

@@ -77,22 +77,7 @@ def update_bases(
         Exchange(workers, update.held, update.send_held, update.take_held).run(tasks)
     _warn_skipped(update.skipped, step)
     release_memory()
-    return UpdateReport(
-        step=step,
-        update_number=update_number,
-        factorised=update.factorised,
-        seconds=time.perf_counter() - began,
-        ranks={name: weight.rank for name, weight in weights.items()},
-        full_ranks={name: weight.full_rank for name, weight in weights.items()},
-        changed={name: update.changed[name] for name in weights if name in update.changed},
-        dropped={name: update.dropped[name] for name in weights if name in update.dropped},
-        spectra={name: update.kept[name] for name in weights if name in update.kept},
-        skipped=[name for name in weights if name in update.skipped],
-        waiting=dict(waiting),
-        trainable_parameters=sum(weight.trainable_size for weight in weights.values()),
-        stored_parameters=sum(weight.stored_size for weight in weights.values()),
-        dense_parameters=sum(math.prod(weight.matrix_shape) for weight in weights.values()),
-    )
+    return update.report(update_number, time.perf_counter() - began)
 
 
 def _held(weight: AdaptedWeight, bases: Bases, step: int) -> Form:
@@ -115,7 +100,8 @@ class _Update:
         waiting: Mapping[str, float | None],
     ) -> None:
         self.weights, self.seen = weights, seen
-        self.config, self.policies, self.carrier, self.step = config, policies, carrier, step
+        self.config, self.policies, self.carrier = config, policies, carrier
+        self.step, self.waiting = step, dict(waiting)
         self.bases = {
             name: DENSE if name in waiting else _held(weight, policies.bases, step) for name, weight in weights.items()
         }
@@ -207,6 +193,26 @@ class _Update:
     def take_held(self, task: SvdTask, solution: Solution | None) -> None:
         for mine, owners in zip(self.held(task), solution.tensors if solution else (), strict=True):
             mine.copy_(owners)
+
+    def report(self, update_number: int, seconds: float) -> UpdateReport:
+        """What the update did, and how large the layers are after it."""
+        weights = self.weights
+        return UpdateReport(
+            step=self.step,
+            update_number=update_number,
+            factorised=self.factorised,
+            seconds=seconds,
+            ranks={name: weight.rank for name, weight in weights.items()},
+            full_ranks={name: weight.full_rank for name, weight in weights.items()},
+            changed={name: self.changed[name] for name in weights if name in self.changed},
+            dropped={name: self.dropped[name] for name in weights if name in self.dropped},
+            spectra={name: self.kept[name] for name in weights if name in self.kept},
+            skipped=[name for name in weights if name in self.skipped],
+            waiting=self.waiting,
+            trainable_parameters=sum(weight.trainable_size for weight in weights.values()),
+            stored_parameters=sum(weight.stored_size for weight in weights.values()),
+            dense_parameters=sum(math.prod(weight.matrix_shape) for weight in weights.values()),
+        )
 
 
 def _warn_skipped(skipped: list[str], step: int) -> None:

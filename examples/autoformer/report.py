@@ -21,7 +21,7 @@ def write_json(path: Path, content: Any) -> None:
 def print_table(title: str, baselines: dict[str, dict[str, float]], runs: list[dict[str, Any]]) -> None:
     """Prints one row per trivial predictor (from `baseline_errors`) and per run (from `train_one`)."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in ("method", "test MSE", "test MAE", "trainable", "held", "disk bytes", "s/step"):
+    for name in ("method", "test MSE", "test MAE", "trainable", "held", "file bytes", "s/step"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for name, errors in baselines.items():
         table.add_row(name, f"{errors['mse']:.4f}", f"{errors['mae']:.4f}", "0", "0", "0", "")
@@ -32,7 +32,7 @@ def print_table(title: str, baselines: dict[str, dict[str, float]], runs: list[d
             f"{run['test_mae']:.4f}",
             f"{run['trainable_parameters']:,} {run['trainable_percent']:.1f}%",
             f"{run['parameters_held']:,}",
-            f"{run['bytes_on_disk']:,}",
+            f"{run['compressed_bytes']:,}",
             f"{run['seconds_per_step']:.3f}",
         )
     Console().print(table)

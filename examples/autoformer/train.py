@@ -28,7 +28,7 @@ def train_one(method: str, settings: Settings, splits: Splits) -> dict[str, Any]
 
     Both methods start from the same weights and see the same batches. The record holds validation MSE per epoch, test
     MSE and MAE over all windows (normalised units) of the last epoch's model, or with `patience` of the best epoch's,
-    parameter counts, bytes on disk, seconds per step, settings, versions and hardware.
+    parameter counts, bytes of the model to ship, seconds per step, settings, versions and hardware.
 
     Raises:
         ValueError: unknown method.
@@ -155,7 +155,6 @@ def sizes(model: nn.Module, folder: Path, dense_parameters: int) -> dict[str, fl
         "trainable_parameters": trainable,
         "trainable_percent": 100 * trainable / dense_parameters,
         "parameters_held": held,
-        "bytes_on_disk": bytes_in(folder),
         "compressed_bytes": compressed_bytes(model, folder),
     }
 

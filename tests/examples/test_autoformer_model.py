@@ -91,7 +91,7 @@ def test_both_methods_train_and_leave_a_complete_record(method: str, tmp_path: P
     record = train_one(method, settings, make_splits(synthetic_series(200), 16, 8, 8))
     assert record == json.loads(json.dumps(record))
     assert record["steps"] == 12
-    assert record["bytes_on_disk"] > 0
+    assert record["compressed_bytes"] > 0
     assert record["trainable_parameters"] < record["parameters_held"]
     if method == "oialr":
         assert len(record["ranks"]) == 22
