@@ -77,8 +77,9 @@ def compile_in_place(model: nn.Module, how: str) -> None:
 
 
 def _published(argument: str) -> str:
-    """A path of this machine says nothing elsewhere: its last part stands for it."""
-    return Path(argument).name if Path(argument).is_absolute() else argument
+    """A path of this machine says nothing elsewhere: its last part stands for it, after `--name=` too."""
+    name, equals, value = argument.rpartition("=")
+    return name + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def _processor() -> str:
