@@ -89,7 +89,7 @@ def validation(grid: Grid) -> dict[str, dict[str, float]]:
 
 
 def aggregate(grid: Grid, chosen: dict[str, str]) -> dict[str, Any]:
-    """Returns every run and, per method, the chosen learning rate with mean and spread over seeds."""
+    """Returns the command, every run and, per method, the chosen learning rate with mean and spread over seeds."""
     rates, seeds = grid.rates.split(","), grid.seeds.split(",")
     runs = {method: [grid.record(method, rate, seed) for seed in seeds] for method, rate in chosen.items()}
     others = [grid.record(m, rate, seeds[0]) for m in METHODS for rate in rates if rate != chosen[m]]
@@ -98,6 +98,7 @@ def aggregate(grid: Grid, chosen: dict[str, str]) -> dict[str, Any]:
     methods = {m: {"learning_rate": chosen[m], "validation_mse": compared[m], **spread(runs[m])} for m in METHODS}
     trivial = json.loads(first.read_text())["trivial predictors"]
     return {
+        "command": " ".join(["python", "sweep.py", *sys.argv[1:]]),
         "chosen": methods,
         "trivial predictors": trivial,
         "runs": [*runs["dense"], *runs["oialr"]],
