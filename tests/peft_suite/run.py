@@ -30,6 +30,7 @@ else:
 
 HERE = Path(__file__).parent
 LEAST_SHARE = 0.97
+SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.10.12 and 3.11.4
 # So that as few tests as possible change sides from one processor to the next: one thread, the CPU, and the oldest
 # instructions of each library.
 SAME_SUMS = {
@@ -83,7 +84,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     """Unpack the tests; returns the folder that holds `tests`."""
     with tarfile.open(archive) as tar:
         members = [member for member in tar.getmembers() if member.name.split("/")[1:2] == ["tests"]]
-        tar.extractall(folder, members, filter="data")
+        tar.extractall(folder, members, **SAFELY)
     if not members:
         sys.exit(f"not run: {archive.name} holds no tests; give PEFT's source release (.tar.gz)")
     root = folder / members[0].name.split("/")[0]

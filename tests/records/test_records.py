@@ -46,7 +46,7 @@ def then(tmp_path_factory):
     if subprocess.run(archive, cwd=ROOT, capture_output=True, check=False).returncode:
         pytest.skip(f"the history of the repository, with {VERSION}, is not here")
     with tarfile.open(tree / "tree.tar") as packed:
-        packed.extractall(tree, filter="data")
+        packed.extractall(tree, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return record(tree, tree / "record.json")
 
 
