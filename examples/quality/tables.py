@@ -34,6 +34,7 @@ NAMES = {
 }
 TASKS = {
     "characters": "A GPT on the characters of TinyShakespeare (nats per character)",
+    "medium/characters": "The same with a GPT of 4 layers of width 192",
     "pictures": "A ViT on CIFAR-10 (cross-entropy)",
     "longer/pictures": "The same ViT, trained for longer",
 }
@@ -128,7 +129,7 @@ def task_of(name: str, folder: Path) -> dict[str, Any]:
     used = [optimizer for optimizer in OPTIMIZERS if any(r["optimizer"] == optimizer for r in results)]
     searches = [one_rate(results, optimizer, method) for optimizer in used for method in MOVING]
     return {
-        "name": name.split("/")[-1],
+        "name": ", ".join(reversed(name.split("/"))),
         "title": TASKS[name],
         "trivial": json.loads((folder / name.split("/")[-1] / "trivial.json").read_text()),
         "tables": [table_of(results, optimizer) for optimizer in used],
