@@ -117,7 +117,7 @@ def check_saved(
 
 def _refuse_other_mode(file: Path, live: OIALRConfig) -> None:
     """The tensors of both modes have the same names and shapes, and the live config says what they mean."""
-    saved = _config_of(file, read_header(file)[1])
+    saved = _config_of(file)
     if saved and bool(saved.get("residual")) != live.residual:
         raise ValueError(
             f"'{file}' is an adapter with residual={not live.residual}, the live one has residual={live.residual}: "
@@ -126,7 +126,7 @@ def _refuse_other_mode(file: Path, live: OIALRConfig) -> None:
 
 
 def _refuse_without_bases(file: Path) -> None:
-    if not _config_of(file, read_header(file)[1]).get("save_bases", True):
+    if not _config_of(file).get("save_bases", True):
         raise ValueError(
             f"'{file}' was saved without its bases (`save_bases=False`), and transformers' `load_adapter` asks nobody "
             "who could make them again. Use `PeftModel.from_pretrained(model, path)`, or save it with the bases."
@@ -156,7 +156,7 @@ def _check_weights(file: Path) -> None:
         return
     header, metadata = read_header(file)
     saved = saved_config(metadata, file)
-    _check_parts(file, header, _config_of(file, metadata))
+    _check_parts(file, header, saved or _config_beside(file))
     if saved is not None and content_hash(file) != saved[HASH]:
         raise ValueError(
             f"'{file}' is damaged: its tensors are not those that were saved (another SHA-256). Save or download it "
@@ -165,13 +165,15 @@ def _check_weights(file: Path) -> None:
     _checked = key
 
 
-def _config_of(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """The config that a file carries, or that beside it, as transformers' own `save_pretrained` writes it, or {}."""
-    if (saved := saved_config(metadata, file)) is not None:
-        return saved
-    with suppress(
-        ValueError, TypeError, AttributeError, RecursionError
-    ):  # who makes an adapter of it says what is wrong
+def _config_of(file: Path) -> dict[str, Any]:
+    """The config that a file carries, else the one beside it."""
+    return saved_config(read_header(file)[1], file) or _config_beside(file)
+
+
+def _config_beside(file: Path) -> dict[str, Any]:
+    """Of a file that carries none, as transformers' own `save_pretrained` writes it; {} if there is none to read."""
+    # What is wrong with it is said where an adapter is made of it.
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):
         beside = json.loads(_read(file.with_name(_CONFIG)))
         check_types(beside)
         return beside

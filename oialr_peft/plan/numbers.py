@@ -63,10 +63,9 @@ class Plan:
     """A run of the model on `processes`, each layer at the share `rank` of its full rank, in float32.
 
     `from_scratch`: as with OIALRConfig(delay=..., train_rest=True), else as with OIALRConfig(). `bases`: as the
-    config's. `factorisation` is at
-    full rank, before any cut; `update` has all layers due and cuts nothing. `compressed` are the parameters that
-    `save_compressed` writes at that rank, of them `embeddings`. `step_bytes` are the gradients reduced per
-    step, `dense_step_bytes` those of the dense model.
+    config's. `factorisation` is at full rank, before any cut; `update` has all layers due and cuts nothing.
+    `compressed` are the parameters that `save_compressed` writes at that rank, of them `embeddings`. `step_bytes` are
+    the gradients reduced per step, `dense_step_bytes` those of the dense model.
     """
 
     model: str

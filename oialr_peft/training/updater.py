@@ -77,9 +77,8 @@ class OIALRUpdater:
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
         self._seen = SeenActivations(self.weights, self.config, self.policies.ranks)
         self._look_ahead()
-        for kind, message in notices.beforehand(
-            self.config, self.weights, self.policies.schedule, total_steps
-        ).items():
+        said = notices.beforehand(self.config, self.weights, self.policies.schedule, total_steps)
+        for kind, message in said.items():
             self._warn_once(kind, message)
         self._warn_once("below target", target.starts_below(self._size, self.config, self.weights))
 

@@ -12,7 +12,7 @@ from torch import nn
 from ..compat.resize import resize_parameter
 from ..linalg import HELD, BasisChange, Factors, stored_size
 from ..workers.sharding import full_tensor, is_sharded, set_block
-from .form import DENSE, SLOTS, VH, Form, U
+from .form import SLOTS, VH, Form, U
 
 
 if TYPE_CHECKING:
@@ -202,9 +202,8 @@ class AdaptedWeight:
             self._hold(change.factors, self.core)
 
     def match(self, rank: int | None, form: Form) -> None:
-        """Have the tensors of `rank` (`None` = dense) in a form, without values: a file is about to be loaded."""
+        """Have the tensors of `rank` (None with DENSE) in a form, without values: a file is about to be loaded."""
         self.awaits_file = False
-        form = DENSE if rank is None else form
         if form == self.form and (rank is None or rank == self.rank):
             return
         zeros, dtype = self.core.detach().new_zeros, self.core.dtype
