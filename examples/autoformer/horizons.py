@@ -16,15 +16,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from horizons_card import HORIZONS, read, render
 
 
 HERE = Path(__file__).resolve().parent
 CARD = HERE.parents[1] / "model_cards" / "autoformer-horizons"
-HORIZONS, SEEDS = (96, 192, 336, 720), (0, 1, 2)
+SEEDS = (0, 1, 2)
 PROTOCOL = {"epochs": 10, "patience": 3, "learning_rate": 1e-4}
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {"methods": "dense"},
@@ -49,16 +48,6 @@ METHODS: dict[str, dict[str, Any]] = {
         "freeze_bases": 900,
     },
 }
-AUTHORS = {  # means over three runs in their CSV files, the best epoch of each
-    192: {"authors' dense": 0.2741, "authors' OIALR": 0.2684},
-    720: {"authors' dense": 0.4201, "authors' OIALR": 0.4201},
-}
-
-
-def read(card: Path) -> dict[str, Any]:
-    """{"trivial": by horizon, "runs": [...]} as far as it has been run."""
-    path = card / "results.json"
-    return json.loads(path.read_text()) if path.exists() else {"trivial": {}, "runs": []}
 
 
 def trivial_rows(data: str, horizon: int) -> dict[str, dict[str, float]]:
@@ -94,37 +83,13 @@ def train(data: str, width: int, horizon: int, method: str, seed: int, work: Pat
     return {**key, **{name: found[name] for name in (*kept, "ranks", "versions", "hardware")}}
 
 
-def row_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the seeds."""
-    errors = [run["test_mse"] for run in runs]
-    figures = {name: mean(run[name] for run in runs) for name in ("test_mae", "trainable_percent", "compressed_bytes")}
-    spread = stdev(errors) if len(errors) > 1 else None
-    return {**figures, "mean": mean(errors), "spread": spread, "seeds": len(runs)}
-
-
-def render(card: Path) -> str:
-    """The card; rows that were not run are marked."""
-    results = read(card)
-    tables = []
-    for width in (128, 512):
-        for horizon in HORIZONS:
-            rows = {}
-            for method in METHODS:
-                key = {"method": method, "horizon": horizon, "width": width}
-                runs = [run for run in results["runs"] if {name: run[name] for name in key} == key]
-                rows[method] = row_of(runs) if runs else None
-            given = {"trivial": results["trivial"].get(str(horizon), {}), "authors": AUTHORS.get(horizon, {})}
-            tables.append({"width": width, "horizon": horizon, "rows": rows, **given})
-    environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.get_template("horizons.md.jinja").render(tables=tables, runs=results["runs"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="ETTm2.csv.gz, or a Hub dataset id")
     parser.add_argument("--d_model", type=int, default=128)
     parser.add_argument("--horizons", type=int, nargs="+", choices=HORIZONS, default=HORIZONS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="a share for one process")
     parser.add_argument("--trivial", action="store_true", help="only what needs no training")
     parser.add_argument("--card", action="store_true", help="only write the card of what there is")
     parser.add_argument("--output", type=Path, default=CARD, help="folder of results.json and README.md")
@@ -132,7 +97,7 @@ def main() -> None:
     parsed = parser.parse_args()
     if not parsed.card:
         run_missing(parsed)
-    (parsed.output / "README.md").write_text(render(parsed.output))
+    (parsed.output / "README.md").write_text(render(parsed.output, METHODS))
 
 
 def keys(results: dict[str, Any]) -> set[tuple[int, int, str, int]]:
@@ -155,7 +120,7 @@ def run_missing(parsed: argparse.Namespace) -> None:
             keep({**results, "trivial": {**results["trivial"], str(horizon): found}})
     for seed in () if parsed.trivial else parsed.seeds:
         for horizon in parsed.horizons:
-            for method in METHODS:
+            for method in parsed.methods:
                 key = (parsed.d_model, horizon, method, seed)
                 if key not in keys(read(parsed.output)):
                     found = train(parsed.data, *key, parsed.work)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import horizons
+import horizons_card
 import pytest
 
 from tests.helpers.examples import ROOT
@@ -20,7 +21,7 @@ def record(width: int, horizon: int, method: str, seed: int) -> dict:
 
 
 def test_the_card_is_what_the_results_give() -> None:
-    assert horizons.render(CARD) == (CARD / "README.md").read_text()
+    assert horizons.render(CARD, horizons.METHODS) == (CARD / "README.md").read_text()
 
 
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,8 +46,25 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     horizons.main()
     assert len(made) == len(set(made)) == 2 * 3 * 3
     text = (tmp_path / "README.md").read_text()
-    assert "| dense | 0.2600 ± 0.0100 |" in text
+    assert "| dense | 0.2600 ± 0.0100 | 0.3000 | 10.0 % | 1,000 | 0.2500, 0.2600, 0.2700 |" in text
+    assert "OIALR, tuned: 1.000 of dense (pooled spread 0.038), 10% trains at the end, file 1.00 of" in text
     assert text.count("not run yet") == 2 * 3 + 4 * 3  # two horizons, and the paper's width
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({}, "reached"),
+        ({"mean": 0.262}, "reached"),  # within the pooled spread
+        ({"mean": 0.272}, "missed by error"),
+        ({"trainable_percent": 21.0, "compressed_bytes": 510}, "missed by share in training, file"),
+        ({"seeds": 2}, "reached; fewer than three seeds"),
+    ],
+)
+def test_a_verdict_names_what_misses(changed: dict, word: str) -> None:
+    dense = {"mean": 0.26, "spread": 0.01, "trainable_percent": 100.0, "compressed_bytes": 1000, "seeds": 3}
+    row = {**dense, "trainable_percent": 10.0, "compressed_bytes": 400, **changed}
+    assert f"dense's: {word}" in horizons_card.verdict("tuned", row, dense)
 
 
 def test_flags_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
