@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from attention import mend_attention
 from decomposition import speed_up_decomposition
 from torch import Tensor
-from transformers import AutoformerConfig, AutoformerForPrediction, EvalPrediction
+from transformers import AutoformerConfig, AutoformerForPrediction
 
 
 CHANNELS = 7
@@ -109,9 +108,3 @@ def keep_forecast(logits: Any, labels: Tensor) -> Tensor:
     """
     params = next(item for item in logits if isinstance(item, (tuple, list)))
     return params[0]
-
-
-def forecast_errors(prediction: EvalPrediction) -> dict[str, float]:
-    """Returns mean squared and mean absolute error over all elements, in normalised units."""
-    error = np.asarray(prediction.predictions, dtype=np.float64) - prediction.label_ids
-    return {"mse": float(np.mean(error**2)), "mae": float(np.mean(np.abs(error)))}

@@ -11,7 +11,8 @@ from typing import Any, cast
 import datasets
 import torch
 import transformers
-from model import KEPT_DENSE, build_config, build_model, forecast_errors, keep_forecast, mse_loss
+from metrics import forecast_errors
+from model import KEPT_DENSE, build_config, build_model, keep_forecast, mse_loss
 from peft import PeftConfig, get_peft_model
 from protocol import BenchmarkTrainer, TrainingClock, training_arguments
 from settings import Settings

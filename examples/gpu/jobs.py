@@ -120,7 +120,7 @@ def autoformer() -> Iterator[Job]:
     """The paper's Autoformer by thuml's protocol, with the setting decoded from the authors' figures."""
     setting = {"data": "{data}/ETT-small/ETTm2.csv.gz", "d_model": 512, "epochs": 10, "patience": 3}
     setting |= {"learning_rate": 1e-4, "delay": 600, "update_interval": 400, "layer_step": 0.1, "sigma_cutoff": 0.5}
-    setting |= {"keep_first_layer": True}
+    setting |= {"keep_first_layer": True, "bases": "frozen"}
     tiny = {"data": None, "d_model": 16, "epochs": 1, "max_steps": 3, "horizon": 8, "delay": 1, "update_interval": 1}
     for seed in (0, 1, 2):
         for horizon in (96, 192, 336, 720):
@@ -133,7 +133,7 @@ def autoformer() -> Iterator[Job]:
                     tiny,
                     result="{work}/results.json",
                     files=("ETT-small/ETTm2.csv.gz",),
-                    modules=("datasets", "pandas"),
+                    modules=("datasets", "evaluate", "pandas"),
                 )
 
 

@@ -32,11 +32,11 @@ HERE = Path(__file__).resolve().parent
 LIMIT = 480.0  # seconds of a job
 OVER = "the time was over"
 FORK: Any = multiprocessing.get_context("fork")
-# What takes seconds to import, here once and not in each job; the last two may be absent.
+# What takes seconds to import, here once and not in each job; the last three may be absent.
 IMPORTS = (
     *("torch._dynamo", "peft", "oialr_peft.training.callback", "oialr_peft.export.save"),
     *("transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama"),
-    *("datasets", "pandas"),
+    *("datasets", "evaluate", "pandas"),
 )
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from decomposition import MatrixDecomposition
-from model import KEPT_DENSE, build_config, build_model, forecast_errors, keep_forecast, mse_loss, predicted_mean
+from metrics import forecast_errors
+from model import KEPT_DENSE, build_config, build_model, keep_forecast, mse_loss, predicted_mean
 from settings import Settings
 from torch import Tensor
 from train import train_one
@@ -80,6 +81,14 @@ def test_metrics_see_the_forecast_only() -> None:
     torch.testing.assert_close(kept, predicted_mean(outputs))
     errors = forecast_errors(EvalPrediction(np.full((2, 8, 7), 3.0), np.ones((2, 8, 7))))
     assert errors == {"mse": 4.0, "mae": 2.0}
+
+
+def test_errors_are_those_of_all_windows() -> None:
+    generator = np.random.default_rng(0)
+    forecasts, targets = generator.normal(size=(2, 700, 8, 7)).astype(np.float32)  # more than the metric takes at once
+    error = forecasts.astype(np.float64) - targets
+    expected = {"mse": float(np.mean(error**2)), "mae": float(np.mean(np.abs(error)))}
+    assert forecast_errors(EvalPrediction(forecasts, targets)) == expected
 
 
 @pytest.mark.parametrize("method", ["dense", "oialr"])
