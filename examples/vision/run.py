@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of train.parquet and test.parquet, or a Hub dataset id")
     parser.add_argument("--model", choices=MODELS, required=True)
-    parser.add_argument("--size", choices=("small", "paper"), default="small")
+    parser.add_argument("--size", choices=("small", "medium", "paper"), default="small")
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3], help="of dense training")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="tried as tuned")
     parser.add_argument("--multiples", type=float, nargs="+", default=[1.0, 2.0], help="of dense's rate, for tuned")

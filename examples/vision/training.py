@@ -16,10 +16,10 @@ from vit import accuracy, make_model, training
 from oialr_peft import OIALRConfig
 
 
-# The paper's mini-ViT and a ResNet of basic blocks, in its size and in one for a core of a CPU.
+# The paper's mini-ViT and a ResNet of basic blocks, in its size and in two for a core of a CPU.
 MODELS = {
-    "vit": {"small": "small", "paper": "paper"},
-    "resnet": {"small": (32, 64, 128), "paper": (64, 128, 256, 512)},
+    "vit": {"small": "small", "medium": "medium", "paper": "paper"},
+    "resnet": {"small": (32, 64, 128), "medium": (64, 128, 256), "paper": (64, 128, 256, 512)},
 }
 
 

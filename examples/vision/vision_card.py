@@ -13,6 +13,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 HERE = Path(__file__).resolve().parent
 TITLES = {"vit": "A mini-ViT", "resnet": "A ResNet"}
+VIT = "The paper's mini-ViT (patches of 8, depth 6, 6 heads, no bias of queries, keys and values)"
+RESNET = "transformers' ResNetForImageClassification with basic blocks"
+FACTORED = "; its convolutions are factorised as matrices."
+SHAPES = {
+    ("vit", "small"): f"{VIT} at width 96 instead of 768.",
+    ("vit", "medium"): f"{VIT} at width 192 instead of 768.",
+    ("vit", "paper"): f"{VIT} at its size.",
+    ("resnet", "small"): f"{RESNET}, two each at widths 32, 64 and 128{FACTORED}",
+    ("resnet", "medium"): f"{RESNET}, two each at widths 64, 128 and 256{FACTORED}",
+    ("resnet", "paper"): f"{RESNET}{FACTORED}",
+}
 NAMES = {"dense": "dense", "untuned": "OIALR, untuned", "tuned": "OIALR, tuned"}
 # Trainable share at most, and points below dense at most: the aims.
 AIMS = {"untuned": (0.31, 0.5), "tuned": (0.10, 0.0)}
@@ -75,6 +86,7 @@ def render(folder: Path) -> str:
     first = min(run["seed"] for run in record["runs"])
     facts = {
         "title": TITLES[record["plan"]["model"]],
+        "shape": SHAPES[record["plan"]["model"], record["plan"]["size"]],
         "folder": folder.name,
         "rows": list(rows.values()),
         "tried": [run for run in record["runs"] if run["seed"] == first],
