@@ -24,7 +24,11 @@ HERE = Path(__file__).resolve().parent
 
 
 FORECASTERS = {"patchtst": "PatchTST, width 32", "patchtsmixer": "PatchTSMixer, width 32"}
-PICTURES = {"minivit-cifar10": "mini-ViT, width 96", "resnet-cifar10": "ResNet of six blocks"}
+PICTURES = {
+    "minivit-cifar10": "mini-ViT, width 96",
+    "resnet-cifar10": "ResNet of six blocks, widths 32 to 128",
+    "resnet-wide-cifar10": "the same, widths 64 to 256",
+}
 
 
 def start(folder: str, what: str) -> dict[str, Any]:

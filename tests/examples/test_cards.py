@@ -6,7 +6,8 @@ from tests.helpers.examples import ROOT, python
 
 
 CARDS = ROOT / "model_cards"
-FOLDERS = {"patchtst": "forecast", "patchtsmixer": "forecast", "minivit-cifar10": "vision", "resnet-cifar10": "vision"}
+FOLDERS = {"patchtst": "forecast", "patchtsmixer": "forecast"}
+FOLDERS |= dict.fromkeys(("minivit-cifar10", "resnet-cifar10", "resnet-wide-cifar10"), "vision")
 
 
 @pytest.mark.parametrize(("card", "example"), FOLDERS.items())
