@@ -39,6 +39,7 @@ def verdict(name: str, row: dict[str, Any], dense: dict[str, Any]) -> str:
     trained, file = row["trainable_percent"] / 100, row["compressed_bytes"] / dense["compressed_bytes"]
     spreads = [found["spread"] or 0.0 for found in (row, dense)]
     pooled = (mean(spread**2 for spread in spreads)) ** 0.5
+    where = "within" if abs(row["mean"] - dense["mean"]) <= pooled else "beyond"
     misses = [
         *(["error"] if row["mean"] > dense["mean"] + pooled else []),
         *(["share in training"] if trained > AIM["trained"] else []),
@@ -47,7 +48,7 @@ def verdict(name: str, row: dict[str, Any], dense: dict[str, Any]) -> str:
     few = ["fewer than three seeds, a pointer and no result"] if min(row["seeds"], dense["seeds"]) < 3 else []
     words = ["missed by " + ", ".join(misses) if misses else "reached", *few]
     return (
-        f"{name}: {row['mean'] / dense['mean']:.3f} of dense (pooled spread {pooled / dense['mean']:.3f}), "
+        f"{name}: {row['mean'] / dense['mean']:.3f} of dense ({where} the pooled spread, {pooled / dense['mean']:.3f}), "
         f"{trained:.0%} trains at the end, file {file:.2f} of dense's: {'; '.join(words)}."
     )
 
@@ -67,7 +68,7 @@ def section(results: dict[str, Any], width: int, horizon: int, methods: Iterable
     for method in methods:
         key = {"method": method, "horizon": horizon, "width": width}
         runs = [run for run in results["runs"] if {name: run[name] for name in key} == key]
-        rows[method] = row_of(runs) if runs else None
+        rows[method] = row_of(sorted(runs, key=lambda run: run["seed"])) if runs else None
     trivial, lines = results["trivial"].get(str(horizon), {}), []
     if rows["dense"]:
         lines = [verdict(name, row, rows["dense"]) for name, row in rows.items() if row and name != "dense"]
