@@ -6,9 +6,15 @@ In flags, `{device}`, `{output}` (the script's results file), `{work}` (a scratc
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "autoformer"))
+import horizons
 
 
 Flags = Mapping[str, Any]  # a tuple gives several values
@@ -118,18 +124,17 @@ def quality() -> Iterator[Job]:
 
 def autoformer() -> Iterator[Job]:
     """The paper's Autoformer by thuml's protocol, with the setting decoded from the authors' figures."""
-    setting = {"data": "{data}/ETT-small/ETTm2.csv.gz", "d_model": 512, "epochs": 10, "patience": 3}
-    setting |= {"learning_rate": 1e-4, "delay": 600, "update_interval": 400, "layer_step": 0.1, "sigma_cutoff": 0.5}
-    setting |= {"keep_first_layer": True, "bases": "frozen"}
+    common = {"data": "{data}/ETT-small/ETTm2.csv.gz", "d_model": 512, **horizons.PROTOCOL, "output": "{work}"}
+    methods = {"dense": "dense", "oialr": "OIALR, the authors' setting"}
     tiny = {"data": None, "d_model": 16, "epochs": 1, "max_steps": 3, "horizon": 8, "delay": 1, "update_interval": 1}
-    for seed in (0, 1, 2):
-        for horizon in (96, 192, 336, 720):
-            for method in ("dense", "oialr"):
-                own = {"methods": method, "horizon": horizon, "seed": seed, "output": "{work}"}
+    for seed in horizons.SEEDS:
+        for horizon in horizons.HORIZONS:
+            for method, name in methods.items():
+                own = {**horizons.METHODS[name], "horizon": horizon, "seed": seed}
                 yield Job(
                     f"autoformer {horizon} {method} {seed}",
                     "autoformer/run.py",
-                    {**setting, **own},
+                    {**common, **own},
                     tiny,
                     result="{work}/results.json",
                     files=("ETT-small/ETTm2.csv.gz",),
