@@ -28,8 +28,9 @@ def _help(text: str) -> dict[str, str]:
 class OIALRConfig(PeftConfig):
     """Configuration of OIALR, Orthogonality-Informed Adaptive Low-Rank training (arXiv 2401.08505).
 
-    Each targeted weight W (out, in) is held as u @ sigma @ vh; u and vh are frozen, sigma trains, and every
-    `update_interval` optimizer steps the bases are rotated by an SVD of sigma and small singular values are dropped.
+    Each targeted weight W (out, in) is held as u @ sigma @ vh. Sigma trains, u and vh are frozen, or the longer one
+    trains along (`bases`). Every `update_interval` optimizer steps the bases are rotated by an SVD of sigma and small
+    singular values are dropped.
     Steps are optimizer steps, not micro-batches. The updates are made by `OIALRCallback` (Trainer) or `OIALRUpdater`
     (any other loop); without one of them the ranks never change, and a warning says so.
 
@@ -45,8 +46,8 @@ class OIALRConfig(PeftConfig):
             Lower it to start small; cuts go on from there.
         delay: optimizer steps at full rank before factorisation (d), or a share of the run in (0, 1). 0 (default)
             factorises at injection, for fine-tuning. From scratch, train until the bases have settled: 0.2 to 0.5.
-            `"auto"` measures them: each layer is factorised at the first update at which its basis has settled, within
-            a tenth and a half of the run. It costs an SVD of every dense weight each twentieth of the run.
+            `"auto"` measures them: each layer is factorised at the first update at which its basis has settled,
+            between a tenth and a half of the run. It costs an SVD of every dense weight each twentieth of the run.
         update_interval: optimizer steps between updates (ν), or a share of the run in (0, 1]. `None` (default) makes
             20 updates in the run after `delay`, so that every layer comes due, but at least one every 400 steps, which
             is also what it means where the length of the run is not known.

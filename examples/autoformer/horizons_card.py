@@ -38,7 +38,6 @@ def verdict(name: str, row: dict[str, Any], dense: dict[str, Any]) -> str:
     """What the aims say to a row: error, share in training, file, and why it is not reached where it is not."""
     trained, file = row["trainable_percent"] / 100, row["compressed_bytes"] / dense["compressed_bytes"]
     pooled = mean((found["spread"] or 0.0) ** 2 for found in (row, dense)) ** 0.5
-    spread = pooled / dense["mean"]
     where = "within" if abs(row["mean"] - dense["mean"]) <= pooled else "beyond"
     misses = [
         *(["error"] if row["mean"] > dense["mean"] + pooled else []),
@@ -48,7 +47,7 @@ def verdict(name: str, row: dict[str, Any], dense: dict[str, Any]) -> str:
     few = ["fewer than three seeds, a pointer and no result"] if min(row["seeds"], dense["seeds"]) < 3 else []
     words = ["missed by " + ", ".join(misses) if misses else "reached", *few]
     return (
-        f"{name}: {row['mean'] / dense['mean']:.3f} of dense ({where} the pooled spread, {spread:.3f}), "
+        f"{name}: {row['mean'] / dense['mean']:.3f} of dense ({where} the pooled spread, {pooled:.4f}), "
         f"{trained:.0%} trains at the end, file {file:.2f} of dense's: {'; '.join(words)}."
     )
 

@@ -23,6 +23,7 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
     lowest = min(range(len(curve)), key=curve.__getitem__)
     layers = list(result["points"][-1]["stability"].values())
     third = len(layers) // 3
+    mixing = [point["mixing_mean"] for point in result["points"]]
     return {
         **result,
         "first": curve[0],
@@ -35,6 +36,7 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
         "settling": (last - second) / (1 - second) >= SETTLING,
         "front": mean(layers[:third]),
         "back": mean(layers[-third:]),
+        "mixing": {"first": mixing[0], "second": mean(mixing[quarter : 2 * quarter]), "last": mean(mixing[-quarter:])},
     }
 
 

@@ -39,7 +39,7 @@ DEFAULT_FIELDS = {
     "delay": 0.3,
     "update_interval": 0.05,
     "sigma_cutoff": 0.1,
-}  # the README's, for training from scratch
+}  # the documentation's from scratch, before there was target_size
 
 
 class Windows(Dataset):

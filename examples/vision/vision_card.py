@@ -66,7 +66,7 @@ def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
                 word += ", by less than the spread of the seeds"
             lines.append(
                 f"{row['name']}: {-behind:+.2f} points against dense with {row['trained_share']:.1%} of the dense "
-                f"values training at the end (aim: at least {-points:+.1f} at {share:.0%}): {word}."
+                f"values training at the end (aim: at least {0.0 - points:+.1f} at {share:.0%}): {word}."
             )
     return lines
 

@@ -4,7 +4,7 @@ from .activations import Seen, cut_by_activations, second_moment, seen_spectrum
 from .change import BasisChange, Transport
 from .cost import cheapest_order, forward_multiplications, rebuild
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, stored_size, working_dtype
-from .orthogonal import orthogonalise, polar, stability
+from .orthogonal import mixing, orthogonalise, polar, similarity, stability
 from .residual import HELD, Directions, leading_directions, probe_bases, same
 from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
 from .sketch import PROBES, sketch, sketched_stability
@@ -26,6 +26,7 @@ __all__ = [
     "factored_size",
     "forward_multiplications",
     "leading_directions",
+    "mixing",
     "orthogonalise",
     "orthonormality_error",
     "polar",
@@ -36,6 +37,7 @@ __all__ = [
     "same",
     "second_moment",
     "seen_spectrum",
+    "similarity",
     "sketch",
     "sketched_stability",
     "spectrum",

@@ -1,4 +1,7 @@
-"""The nearest orthogonal matrix: approximately for the direction of a spectral step, exactly for measurements."""
+"""The nearest orthogonal matrix: approximately for the direction of a spectral step, exactly for measurements.
+
+Beside it, for measurements too, the mixing: the triangular R of W = Q R.
+"""
 
 from __future__ import annotations
 
@@ -44,3 +47,24 @@ def stability(before: torch.Tensor, after: torch.Tensor) -> float:
     """
     rank = min(float(before.square().sum()), float(after.square().sum()))
     return float((before * after).sum()) / rank
+
+
+def mixing(matrix: torch.Tensor) -> torch.Tensor:
+    """R of `matrix` = Q R, (n, n) for the shorter side n: how the columns of the longer side's basis are mixed.
+
+    The other half of the paper's section 3. A wide matrix is transposed first. The diagonal is made not negative, so
+    that R is unique where the rank is full; it does not change when Q is turned.
+    """
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    r = torch.linalg.qr(tall, mode="r").R
+    return torch.where(r.diagonal() < 0, -1.0, 1.0).to(r)[:, None] * r
+
+
+def similarity(before: torch.Tensor, after: torch.Tensor) -> float:
+    """1 where two matrices agree, 0 where they are opposite: 1 - ‖before - after‖ / (‖before‖ + ‖after‖), Frobenius.
+
+    Of two that have nothing in common and are as large, 0.29. The authors compare R by its Euclidean distance and give
+    no formula; by this one scale counts too.
+    """
+    size = float(before.norm() + after.norm())
+    return 1.0 - float((before - after).norm()) / size if size else 1.0

@@ -58,8 +58,8 @@ def _settling(config: OIALRConfig, total_steps: int | None, interval: int) -> Se
         return None
     if total_steps is None:
         raise ValueError(
-            "`delay='auto'` lets layers go within a tenth and a half of the run, whose length is not known here. Pass "
-            "`OIALRUpdater(model, optimizer, total_steps=...)`, or give `delay` in optimizer steps."
+            "`delay='auto'` lets layers go between a tenth and a half of the run, whose length is not known here. "
+            "Pass `OIALRUpdater(model, optimizer, total_steps=...)`, or give `delay` in optimizer steps."
         )
     return Settling.over(total_steps, interval)
 

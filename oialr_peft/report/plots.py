@@ -34,7 +34,8 @@ def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
 def plot_stability(path: str | os.PathLike, out: str | os.PathLike) -> None:
     """Draw what a `StabilityCallback` wrote to `path`, and save it to `out` (png, svg or pdf).
 
-    Left a heat map of layers, in the model's order, over steps; right the mean of all layers.
+    Left a heat map of the basis' stability of layers, in the model's order, over steps; right the means over all
+    layers, of the basis and, where the file has it, of the mixing.
 
     Raises:
         ValueError: the file holds no checkpoint.
@@ -53,8 +54,11 @@ def plot_stability(path: str | os.PathLike, out: str | os.PathLike) -> None:
     )
     figure.colorbar(image, ax=left)
     left.set(xlabel="optimizer step", ylabel="layer, first on top")
-    right.plot(steps, [point["mean"] for point in points], marker=".")
+    for name, key in {"basis": "mean", "mixing": "mixing_mean"}.items():
+        means = [point.get(key) for point in points]
+        right.plot(steps, [float("nan") if mean is None else mean for mean in means], marker=".", label=name)
     right.set(xlabel="optimizer step", ylabel=f"mean of {len(layers)} layers", ylim=(None, 1.0))
+    right.legend(frameon=False)
     figure.savefig(out, dpi=150)
     plt.close(figure)
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from oialr_peft import OIALRCallback, OIALRConfig, StabilityCallback
-from oialr_peft.linalg import polar, stability
+from oialr_peft.linalg import mixing, polar, similarity, stability
 from oialr_peft.report.plots import plot_stability
 from tests.conftest import tiny_llama, tokens
 from tests.training.runs import trainer
@@ -33,6 +33,28 @@ def test_it_sees_the_basis_and_not_the_mixing():
     assert stability(u @ vh, half) == pytest.approx(1)  # what was cut does not count
 
 
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8), (5, 5)])
+def test_the_mixing_does_not_see_a_turn_of_the_longer_sides_basis_and_sees_scale(shape):
+    weight = torch.randn(*shape, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(max(shape), max(shape), dtype=torch.float64)).Q
+    turned = turn @ weight if shape[0] >= shape[1] else weight @ turn
+    r = mixing(weight)
+    assert r.shape == (5, 5)
+    assert (r.diagonal() >= 0).all()
+    torch.testing.assert_close(r, r.triu())
+    torch.testing.assert_close(mixing(turned), r)
+    assert stability(polar(weight), polar(turned)) < 0.9
+    assert similarity(r, mixing(3 * weight)) == pytest.approx(0.5)  # 1 - 2 / 4
+
+
+def test_the_likeness_of_two_matrices():
+    first, second = torch.randn(200, 200), torch.randn(200, 200)
+    assert similarity(first, first) == 1
+    assert similarity(first, -first) == pytest.approx(0, abs=1e-6)
+    assert similarity(first, second) == pytest.approx(1 - 0.5**0.5, abs=0.02)
+    assert similarity(first * 0, first * 0) == 1
+
+
 def points(path):
     return json.loads(path.read_text())["points"]
 
@@ -47,6 +69,8 @@ def test_a_run_is_measured_at_every_checkpoint_and_drawn(tmp_path):
     assert len(found[0]["stability"]) == 15
     assert all(0 < value < 1 for value in found[0]["stability"].values())
     assert found[0]["mean"] == pytest.approx(sum(found[0]["stability"].values()) / 15)
+    assert all(0 < value < 1 for point in found for value in point["mixing"].values())
+    assert found[0]["mixing_mean"] == pytest.approx(sum(found[0]["mixing"].values()) / 15)
     plot_stability(path, tmp_path / "stability.png")
     assert (tmp_path / "stability.png").stat().st_size > 5000
 
@@ -79,8 +103,12 @@ def test_by_default_at_the_end_of_each_epoch_and_a_resumed_run_goes_on(tmp_path)
 
     run(2).train()
     assert [point["step"] for point in points(path)] == [2, 4]
+    earlier = [{name: value for name, value in point.items() if "mixing" not in name} for point in points(path)]
+    path.write_text(json.dumps({"points": earlier}))  # as a version before there was the mixing wrote it
     run(3).train(resume_from_checkpoint=True)
     assert [point["step"] for point in points(path)] == [2, 4, 6]
+    plot_stability(path, tmp_path / "stability.png")
+    assert (tmp_path / "stability.png").stat().st_size > 5000
 
 
 def test_what_it_cannot_do_is_said():
