@@ -95,4 +95,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-dist outputs build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-dist $(VENV)-lowest outputs build dist *.egg-info

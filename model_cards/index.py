@@ -28,6 +28,7 @@ PICTURES = {
     "minivit-cifar10": "mini-ViT, width 96",
     "resnet-cifar10": "ResNet of six blocks, widths 32 to 128",
     "resnet-wide-cifar10": "the same, widths 64 to 256",
+    "minivit-paper-cifar10": "mini-ViT, the paper's width of 768",
 }
 
 

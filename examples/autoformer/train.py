@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import peft
 import torch
 import transformers
 from metrics import forecast_errors
@@ -177,7 +178,7 @@ def compressed_bytes(model: nn.Module, folder: Path) -> int:
 
 def surroundings(device: torch.device) -> dict[str, Any]:
     """Returns command, versions and hardware, on which the figures depend."""
-    modules = {"torch": torch, "transformers": transformers, "datasets": datasets}
+    modules = {"torch": torch, "transformers": transformers, "datasets": datasets, "peft": peft}
     hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     return {
         "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),

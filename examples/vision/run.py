@@ -1,7 +1,7 @@
 """Dense, OIALR as the docs set it, OIALR with a setting that validation chose; all seeds, as JSON.
 
     python run.py --data cifar10-jpeg --model vit --output results/vit_small.json
-    python run.py --data uoft-cs/cifar10 --model vit --size paper --steps 12000 --batch 256 --device cuda \\
+    python run.py --data uoft-cs/cifar10 --model vit --size paper --steps 54000 --batch 256 --device cuda \\
         --counts 46000 4000 10000 --output results/vit_paper.json
 
 The output file is written after every run, and what it has already, of the same plan, is not run again.

@@ -84,13 +84,15 @@ def render(folder: Path) -> str:
     found = {method: chosen_runs(record, method) for method in NAMES}
     rows = {method: row_of(method, runs) for method, runs in found.items() if runs}
     first = min(run["seed"] for run in record["runs"])
+    rates = [run["rate"] for run in record["runs"] if (run["method"], run["seed"]) == ("dense", first)]
     facts = {
         "title": TITLES[record["plan"]["model"]],
         "shape": SHAPES[record["plan"]["model"], record["plan"]["size"]],
         "folder": folder.name,
         "rows": list(rows.values()),
         "tried": [run for run in record["runs"] if run["seed"] == first],
-        "rates": [run["rate"] for run in record["runs"] if (run["method"], run["seed"]) == ("dense", first)],
+        "rates": rates,
+        "edge": rows["dense"]["rate"] in (min(rates), max(rates)),
         "settings": list(dict.fromkeys(run["setting"] for run in record["runs"] if run["method"] == "tuned")),
         "multiples": multiples(record, first),
         "verdict": verdict(rows),

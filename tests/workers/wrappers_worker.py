@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import time
 import warnings
 from contextlib import nullcontext
@@ -278,7 +279,8 @@ def saved_on_one_process() -> dict:
     oialr_peft.workers.saving._ALL_HERE = timedelta(seconds=1)
     try:
         if dist.get_rank() == 0:
-            model.save_pretrained("nowhere")
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
     finally:
         oialr_peft.workers.saving._ALL_HERE = patience
     return {}
