@@ -12,7 +12,7 @@ from .base_weight import BaseWeight
 from .compat.peft_ import check_adapters_to_merge
 from .compat.torch_ import plain_name
 from .kinds import Kind, is_quantised
-from .weights import DENSE, FROZEN, SLOTS, TRAINED, VH, AdaptedWeight, Form, U
+from .weights import FROZEN, SLOTS, TRAINED, AdaptedWeight, make_room
 from .workers.sharding import is_sharded
 
 
@@ -107,16 +107,9 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Take ranks from the shapes that come in, before the dicts below are filled from the same state dict."""
-        for adapter, weight in sorted(self.weights.items()):
-            if is_sharded(weight.core):
-                continue
-            if (sigma := state_dict.get(f"{prefix}oialr_sigma.{adapter}")) is not None:
-                # Of any other shape it is no sigma of this layer: torch will say so, with both shapes.
-                if sigma.ndim >= 2 and 1 <= min(sigma.shape[-2:]) <= weight.full_rank:
-                    form = Form(*(f"{prefix}{slot.name}.{adapter}" in state_dict for slot in (U, VH)))
-                    weight.match(min(sigma.shape[-2:]), form)
-            elif f"{prefix}oialr_weight.{adapter}" in state_dict:
-                weight.match(None, DENSE)
+        for _, weight in sorted(self.weights.items()):
+            if not is_sharded(weight.core):
+                make_room(weight, state_dict, prefix)
         if self.base_is_freed and not self.merged:
             # Savers that drop tensors sharing memory (Accelerate's save_state) take all empty weights for one.
             state_dict.setdefault(f"{prefix}base_layer.weight", self.base_weight.detach())

@@ -20,6 +20,7 @@ from .record import FORMAT_VERSION, CompressedConfig
 class CompressedQuantizer(HfQuantizer):
     """Loads and saves compressed checkpoints. Nothing is quantised: transformers only calls it so."""
 
+    _of_other_shape: frozenset[str] | set[str] = frozenset()  # the tensors of the file
     requires_calibration = True  # only written by `save_compressed`, never made on the fly
     quantization_config: Any
 
@@ -42,7 +43,11 @@ class CompressedQuantizer(HfQuantizer):
         files = checkpoint_files(kwargs)
         entries = read_headers(files)
         shape_like(model, self.quantization_config)
-        check_entries(entries, model.state_dict(), _tensors(model))
+        tensors = model.state_dict()
+        check_entries(entries, tensors, _tensors(model))
+        # transformers refuses these itself, unless it was told to `ignore_mismatched_sizes` and makes them anew.
+        shared = entries.keys() & tensors.keys()
+        self._of_other_shape = {key for key in shared if entries[key][1]["shape"] != list(tensors[key].shape)}
         refuse_unclaimed(model, entries)
         check_hashes(files, self.quantization_config.files)
         return model
@@ -52,7 +57,8 @@ class CompressedQuantizer(HfQuantizer):
         if not hasattr(HfQuantizer, "update_missing_keys"):
             # What is still on the meta device is offloaded to disk; transformers puts what was missing elsewhere.
             tensors = {name: tensor for name, tensor in _needed(model).items() if not tensor.is_meta}
-            refuse_missing([name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")])
+            unmarked = [name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")]
+            refuse_missing([name for name in unmarked if name not in self._of_other_shape])
         refuse_nan(model)
         model.is_quantized = False  # type: ignore[assignment]  # it trains, casts and takes adapters like any other
         return model

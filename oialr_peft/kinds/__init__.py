@@ -4,7 +4,7 @@ from .apart import TakenApart
 from .attention import MultiheadAttention, leave_fast_path
 from .kind import Kind
 from .quantised import is_quantised, plain_weight, weight_bytes
-from .table import KINDS, PART_NAMES, has_parts, kind_of, part_weights, take_apart, unsupported_reason
+from .table import KINDS, PART_NAMES, has_parts, kind_of, own_parameters, part_weights, take_apart, unsupported_reason
 
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "is_quantised",
     "kind_of",
     "leave_fast_path",
+    "own_parameters",
     "part_weights",
     "plain_weight",
     "take_apart",

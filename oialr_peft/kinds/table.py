@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
 from .apart import TakenApart
@@ -54,6 +57,10 @@ def unsupported_reason(layer: nn.Module, residual: bool = False) -> str | None:
 
     `residual`: its weight stays as it is, and may be quantised.
     """
+    if isinstance(getattr(layer, "weight", None), UninitializedParameter):
+        return f"is a {type(layer).__name__} without a shape yet; run one batch through the model first"
+    if torch.is_tensor(weight := getattr(layer, "weight", None)) and weight.is_complex():
+        return f"holds complex numbers ({weight.dtype}), which are not supported"
     if is_quantised(layer) and not (residual and can_be_read(layer)):
         weight = getattr(layer, "weight", None)
         kind = f"{type(weight).__name__} of {weight.dtype}" if isinstance(weight, torch.Tensor) else "packed"
@@ -61,9 +68,27 @@ def unsupported_reason(layer: nn.Module, residual: bool = False) -> str | None:
         if can_be_read(layer):
             return f"{what} but by `OIALRConfig(residual=True)`; set it, or load the model in float32 or bfloat16"
         return f"{what}; load the model in float32, bfloat16 or float16"
+    if computes_weight(layer):
+        return (
+            "computes its weight from other parameters (weight_norm, spectral_norm, pruning or the like), so that "
+            "what is trained in its place would be lost; make it plain first, with "
+            "`parametrize.remove_parametrizations`, `remove_weight_norm` or `prune.remove` of torch.nn.utils"
+        )
     if not has_parts(layer) and kind_of(layer) is None:
         return f"is a {type(layer).__module__}.{type(layer).__name__}; supported are {SUPPORTED}"
     return None
+
+
+def computes_weight(layer: nn.Module) -> bool:
+    """Whether a weight of the layer is made from other parameters, by a parametrization or a hook."""
+    if has_parts(layer):
+        return not isinstance(layer, TakenApart) and any(is_parametrized(module) for module in layer.modules())
+    return kind_of(layer) is not None and "weight" not in layer._parameters
+
+
+def own_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """Those of the layer itself, with those that its weight is made from."""
+    return layer.parameters(recurse=computes_weight(layer))
 
 
 def has_parts(layer: nn.Module) -> bool:

@@ -36,8 +36,8 @@ NOT_FOLLOWED = (
 class Averages:
     """The averages that follow the weights of one model, and a look-out for those that do not."""
 
-    def __init__(self, model: nn.Module, weights: Sequence[AdaptedWeight], watch: UpdateWatch | None) -> None:
-        self._model, self._weights, self._watch = weakref.ref(model), weights, watch
+    def __init__(self, model: nn.Module, weights: Sequence[AdaptedWeight], watches: Sequence[UpdateWatch]) -> None:
+        self._model, self._weights, self._watches = weakref.ref(model), weights, watches
         self._followers: list[_Copy | _Tensors] = []
         self._written: weakref.WeakKeyDictionary[AdaptedWeight, int] = weakref.WeakKeyDictionary()
 
@@ -68,15 +68,16 @@ class Averages:
 
         Such a copy changes although no optimizer trains it. To be called after every step, so that changes are seen.
         """
-        if self._watch is None or not self._watch.copies:
+        copies = {copy: watch for watch in self._watches for copy in watch.copies}
+        if not copies:
             return
         followed = {weight for follower in self._followers for weight in follower.weights}
-        for copy in set(self._watch.copies) - followed:
+        for copy in copies.keys() - followed:
             if copy not in self._written:
                 self._note(copy)
                 copy.on_load(lambda weight: self._note(weight))  # what is loaded is no average
             elif update and writes(copy.core) > self._written[copy]:
-                self._watch.copies.discard(copy)
+                copies[copy].copies.discard(copy)
                 warnings.warn(NOT_FOLLOWED, OIALRWarning, stacklevel=4)
 
     def _note(self, copy: AdaptedWeight) -> None:

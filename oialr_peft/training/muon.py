@@ -36,6 +36,8 @@ class MuonAdamW(torch.optim.Optimizer):
         ValueError: a parameter of `muon` that is not a matrix, or a number out of its range.
     """
 
+    _is_made = False  # while torch adds the first groups
+
     def __init__(
         self,
         muon: Iterable[Any],
@@ -65,6 +67,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self._adamw = torch.optim.AdamW(plain, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
             groups += [{**group, "kind": "adamw"} for group in self._adamw.param_groups]
         super().__init__(groups, {"lr": lr})
+        self._is_made = True
 
     @classmethod
     def from_model(
@@ -91,6 +94,21 @@ class MuonAdamW(torch.optim.Optimizer):
             weight_decay=weight_decay,
             **kwargs,
         )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; a group that comes later takes what it does not say from the first one of its `kind`.
+
+        Raises:
+            ValueError: it has no kind, or there is no group of its kind yet.
+        """
+        kinds = {group["kind"]: group for group in reversed(self.param_groups)}
+        if kinds and self._is_made and param_group.get("kind") not in kinds:
+            raise ValueError(
+                f"`kind` of a new group of parameters must be one of {sorted(kinds)}, which this MuonAdamW has; got "
+                f"{param_group.get('kind')!r}. Say it in the group, or make the optimizer anew with both kinds."
+            )
+        alike = kinds.get(param_group.get("kind", ""), {}) if self._is_made else {}
+        super().add_param_group({**{name: alike[name] for name in alike if name != "params"}, **param_group})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -51,28 +51,38 @@ class StepScale:
         groups = _groups(optimizer)
         self._decays_apart = any(cls.__name__ in _DECOUPLED for cls in type(optimizer).__mro__)
         self._kinds = {n: self._kind_of(optimizer, groups.get(id(w.core), {})) for n, w in self._layers.items()}
-        self._ramps = {name: Ramp(scale, scale) for name, scale in self._targets().items()}
+        self._ramps: dict[str, Ramp] = {}
+        self._loaded: Mapping[str, Sequence[float]] | None = {}
         self._origins: dict[float, tuple[list[nn.Parameter], list[torch.Tensor]]] = {}
         around_steps(optimizer, self, self._replaces)  # a run before this one may have left its own
 
     def refresh(self) -> None:
         """Set out for the scales of the present ranks; to be called after an update."""
+        ramps = self._present_ramps()
         for name, target in self._targets().items():
-            self._ramps[name].aim(target)
+            ramps[name].aim(target)
 
     def scales(self) -> dict[str, float]:
         """{layer: factor of its next step}."""
-        return {name: ramp.value for name, ramp in self._ramps.items()}
+        return {name: ramp.value for name, ramp in self._present_ramps().items()}
 
     def state_dict(self) -> dict[str, list[float]]:
         """{layer: [start, steps taken]} of the scales that are on their way."""
-        return {n: [ramp.start, ramp.taken] for n, ramp in self._ramps.items() if ramp.value != ramp.target}
+        ramps = self._present_ramps().items()
+        return {n: [ramp.start, ramp.taken] for n, ramp in ramps if ramp.value != ramp.target}
 
     def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Go on from `state_dict()`, for the ranks that the layers have now."""
-        for name, target in self._targets().items():
-            start, taken = state.get(name, (target, 0))
-            self._ramps[name] = Ramp(float(start), target, int(taken))
+        """Go on from `state_dict()`, for the ranks that the layers have at the next step: they may be loaded later."""
+        self._loaded = dict(state)
+
+    def _present_ramps(self) -> dict[str, Ramp]:
+        """The scales on their way; what was loaded sets out from the ranks of the first call after it."""
+        if self._loaded is not None:
+            for name, target in self._targets().items():
+                start, taken = self._loaded.get(name, (target, 0))
+                self._ramps[name] = Ramp(float(start), target, int(taken))
+            self._loaded = None
+        return self._ramps
 
     def _targets(self) -> dict[str, float]:
         found = {}
@@ -119,7 +129,7 @@ class StepScale:
         alike: dict[tuple[float, Any], list[nn.Parameter]] = defaultdict(list)
         for name, factor in self.scales().items():
             core = self._layers[name].core
-            if factor != 1 and core.grad is not None:  # without a gradient no optimizer touches it
+            if factor != 1:
                 alike[factor, 1 - self._decay(groups.get(id(core), {}))].append(core)
         self._origins = {}
         for (factor, kept), cores in alike.items():
@@ -130,8 +140,12 @@ class StepScale:
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Multiply what the step changed."""
-        for factor, (parameters, origins) in self._origins.items():
-            foreach_extrapolate([parameter.detach() for parameter in parameters], origins, factor)
+        for factor, found in self._origins.items():
+            # Without a gradient no optimizer touches a parameter. Only now: a closure makes it within the step.
+            stepped = [pair for pair in zip(*found, strict=True) if pair[0].grad is not None]
+            if stepped:
+                parameters, origins = map(list, zip(*stepped, strict=True))
+                foreach_extrapolate([parameter.detach() for parameter in parameters], origins, factor)
         self._origins = {}
         for ramp in self._ramps.values():
             ramp.advance()

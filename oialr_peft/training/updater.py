@@ -92,7 +92,7 @@ class OIALRUpdater:
         first = next(iter(self.weights.values()))
         self.config = config_of(model, first.adapter)
         self.carrier = MomentCarrier(self.optimizer, self.config.moments)
-        self._watch = next((weight.watch for weight in self.weights.values() if weight.watch), None)
+        self._watches = [weight.watch for weight in self.weights.values() if weight.watch]
         self.policies, self._size = target.policies_for(model, self.config, self.weights, self.total_steps)
         check_optimizer(self.carrier, self.weights, oialr_layers(model))
         if self.config.bases != "frozen" and any(map(is_sharded, self._parameters().values())):
@@ -102,9 +102,9 @@ class OIALRUpdater:
             )
         self._steps_taken = OptimizerSteps(self.carrier.optimizer)
         self._gradients = GradientWatch(self._parameters().values())
-        self._averages = Averages(model, list(self.weights.values()), self._watch)
-        if self._watch is not None:
-            self._watch.attend()
+        self._averages = Averages(model, list(self.weights.values()), self._watches)
+        for watch in self._watches:
+            watch.attend()
 
     @property
     def sharded(self) -> bool:
@@ -137,8 +137,8 @@ class OIALRUpdater:
         taken = self._new_steps()
         if not taken:
             return None
-        if self._watch is not None:
-            self._watch.reset()
+        for watch in self._watches:
+            watch.reset()
         numbers = map(self.policies.schedule.update_number, range(self.steps + 1, self.steps + taken + 1))
         number = max((number for number in numbers if number is not None), default=None)
         self.steps += taken

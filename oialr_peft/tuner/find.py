@@ -9,6 +9,14 @@ from torch import nn
 from ..config import WRITTEN, OIALRConfig
 
 
+# What parts of a model, each a PEFT model of its own, may have differently under one updater: names of their layers.
+MAY_DIFFER = frozenset(
+    f"OIALRConfig.{name}"
+    for name in "target_modules exclude_modules modules_to_save layers_to_transform layers_pattern task_type "
+    "base_model_name_or_path revision auto_mapping inference_mode peft_version".split()
+)
+
+
 def shared_fields(config: OIALRConfig | None) -> dict[str, Any]:
     """The fields that must be the same on all processes, as errors name them."""
     fields = {} if config is None else config.to_dict()
@@ -20,9 +28,23 @@ def shared_fields(config: OIALRConfig | None) -> dict[str, Any]:
 
 
 def config_of(model: nn.Module, adapter: str) -> OIALRConfig:
-    """The adapter's config, held by the model or by the part of it that has the adapter (sentence-transformers)."""
-    for module in model.modules():
-        config = (getattr(module, "peft_config", None) or {}).get(adapter)
-        if isinstance(config, OIALRConfig):
-            return config
-    raise TypeError(f"{type(model).__name__} has OIALR layers, but no OIALRConfig of the adapter {adapter!r}.")
+    """The adapter's config, held by the model or by the part of it that has the adapter (sentence-transformers).
+
+    Raises:
+        TypeError: there is none.
+        ValueError: several parts have one each, and they want different things.
+    """
+    held = [(getattr(module, "peft_config", None) or {}).get(adapter) for module in model.modules()]
+    configs = [config for config in held if isinstance(config, OIALRConfig)]
+    if not configs:
+        raise TypeError(f"{type(model).__name__} has OIALR layers, but no OIALRConfig of the adapter {adapter!r}.")
+    fields = [{k: v for k, v in shared_fields(config).items() if k not in MAY_DIFFER} for config in configs]
+    for other in fields:
+        if unlike := sorted(name for name, value in other.items() if value != fields[0][name]):
+            name = unlike[0]
+            raise ValueError(
+                f"{type(model).__name__} holds several PEFT models with an OIALR adapter {adapter!r} of unlike "
+                f"configs: `{name}` is {fields[0][name]!r} in one and {other[name]!r} in another, and one updater has "
+                "one schedule. Give them equal configs, or make an OIALRUpdater for each part."
+            )
+    return configs[0]

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..compat.peft_ import include_all_linear_layers, is_excluded
+from ..compat.peft_ import is_excluded
 from ..compat.reads import reads_weight
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
@@ -21,7 +21,7 @@ from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
 from .start import starting_weight
-from .targets import TargetSelection, select_targets, uncovered_share, with_target
+from .targets import TargetSelection, choose_targets, uncovered_share, with_target
 from .together import shared_starts
 
 
@@ -120,20 +120,16 @@ class OIALRModel(BaseTuner):
         return peft_config  # target_modules=None is resolved in _prepare_model, which sees the model
 
     def _prepare_model(self, peft_config: OIALRConfig, model: nn.Module) -> None:
-        include_all_linear_layers(peft_config, model)
-
         def matches(name: str) -> bool | None:
             probe = peft_config if peft_config.target_modules is not None else with_target(peft_config, name)
             found = BaseTuner._check_target_module_exists(probe, name)
             return None if is_excluded(found) else bool(found)
 
-        self.selection = select_targets(model, peft_config, matches)
+        self.selection = choose_targets(model, peft_config, matches)
         if message := uncovered_share(model, self.selection):
             warnings.warn(message, OIALRWarning, stacklevel=2)
         self._progress.total = len(self.selection.chosen)
         self._starts = shared_starts(model, self.selection.chosen, peft_config)
-        if peft_config.target_modules is None:
-            peft_config.target_modules = set(self.selection.chosen)
 
     def _check_target_module_exists(self, peft_config: OIALRConfig, key: str):  # type: ignore[override]
         if peft_config.ranks is not None:  # a saved adapter: by exact names, so that no regex of its file is run

@@ -97,7 +97,7 @@ def check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
                 f"Rank {rank} of target module '{target}' is above min(out, in) = {full}. Lower `r`, give it as a "
                 "share in (0, 1], or set `rank_pattern` for this layer."
             )
-        if weight.is_meta and not config.delay:
+        if weight.is_meta and (not config.delay or hasattr(layer, "_hf_hook")):
             raise ValueError(
                 f"The weight of target module '{target}' is on the meta device (offloaded, or not loaded yet), so it "
                 "cannot be factorised. Load the model onto a real device first."

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
+from ..compat.peft_ import include_all_linear_layers
+from ..compat.torch_ import has_hooks
 from ..config import OIALRConfig
-from ..kinds import TakenApart, has_parts, is_quantised
+from ..errors import OIALRWarning
+from ..kinds import TakenApart, has_parts, is_quantised, own_parameters
 from ..layer import OIALRLayer
 from .rules import (
     check,
@@ -73,7 +79,21 @@ def select_targets(model: nn.Module, config: OIALRConfig, matches: Matches) -> T
         raise ValueError(f"No layer is left to factorise. {selection}\nName the layers with `target_modules`.")
     for name in selection.chosen:
         check(name, modules[name], config)
+    if not config.residual:
+        _warn_of_hooks([name for name in selection.chosen if has_hooks(modules[name])])
     return selection
+
+
+def _warn_of_hooks(names: list[str]) -> None:
+    """Say that what was hung on these layers will not run: only a residual adapter still calls the plain layer."""
+    if names:
+        warnings.warn(
+            f"{len(names)} of the layers that OIALR factorises have hooks, first '{names[0]}'. They are not called "
+            "any more, since the factors stand in the place of the layer. Register them after `get_peft_model`, on "
+            "the layer that then has this name in `model.base_model.model`.",
+            OIALRWarning,
+            stacklevel=3,
+        )
 
 
 def uncovered_share(model: nn.Module, selection: TargetSelection) -> str | None:
@@ -82,13 +102,13 @@ def uncovered_share(model: nn.Module, selection: TargetSelection) -> str | None:
     sizes: Counter[str] = Counter()
     for name in selection.uncovered:
         module = model.get_submodule(name)
-        sizes[type(module).__name__] += sum(p.numel() for p in module.parameters(recurse=False))
+        sizes[type(module).__name__] += sum(p.numel() for p in own_parameters(module))
     if not sizes or sizes.total() < UNCOVERED * total:
         return None
     kind, name = sizes.most_common(1)[0][0], selection.uncovered[0]
     return (
         f"{sizes.total() / total:.0%} of this model's parameters stay dense: they are in {len(selection.uncovered)} "
-        f"modules that are no kind of layer which OIALR factorises, most of them {kind} (first '{name}'). They are "
+        f"modules that OIALR cannot factorise, most of them {kind} (first '{name}'). They are "
         "frozen, or train dense with `train_rest`, and compressed models hold them in full. "
         "`print(model.base_model.selection)` lists them; named in `exclude_modules` they are no news."
     )
@@ -125,11 +145,13 @@ def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: M
     for name, layer in modules.items():
         if name.rpartition(".")[0] in selection.chosen:
             continue  # the output projection of attention
+        if isinstance(layer, ParametrizationList):
+            continue  # of a layer that is told of itself
         base = layer.get_base_layer() if isinstance(layer, OIALRLayer) else layer
         reason = reason_against(layer, config)
         if reason and not is_quantised(base):
             # Norms and embeddings are no news; any other matrix that is passed over is.
-            if not isinstance(base, nn.Embedding) and any(p.ndim > 1 for p in base.parameters(recurse=False)):
+            if not isinstance(base, nn.Embedding) and any(p.ndim > 1 for p in own_parameters(base)):
                 excluded = matches(name) is None
                 selection.skipped[name] = "excluded by the config" if excluded else reason
                 selection.uncovered += [] if excluded else [name]
@@ -187,6 +209,27 @@ def _inside_adapter(model: nn.Module, name: str) -> bool:
             return True
         parent = parent.rpartition(".")[0]
     return False
+
+
+def choose_targets(model: nn.Module, config: OIALRConfig, matches: Matches) -> TargetSelection:
+    """`select_targets`, its names put into the config in the place of `None` or "all-linear", as PEFT's tuners do.
+
+    A config that was used before, for another model, is taken as the user gave it.
+    """
+    given, chosen = getattr(config, "_targets", (None, None))
+    if chosen is None or config.target_modules != chosen:
+        given = config.target_modules
+    config.target_modules = given
+    try:
+        include_all_linear_layers(config, model)
+        selection = select_targets(model, config, matches)
+    except Exception:
+        config.target_modules = given
+        raise
+    if config.target_modules is None:
+        config.target_modules = set(selection.chosen)
+    cast(Any, config)._targets = given, config.target_modules
+    return selection
 
 
 def with_target(config: OIALRConfig, name: str) -> OIALRConfig:

@@ -17,6 +17,7 @@ from .form import (
     U,
     form_of,
 )
+from .incoming import make_room
 
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "Slot",
     "U",
     "form_of",
+    "make_room",
 ]

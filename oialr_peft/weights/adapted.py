@@ -13,6 +13,7 @@ from ..compat.resize import resize_parameter
 from ..linalg import HELD, BasisChange, Factors, stored_size
 from ..workers.sharding import full_tensor, is_sharded, set_block
 from .form import SLOTS, VH, Form, U
+from .incoming import OnLoad
 
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class AdaptedWeight:
 
     def on_load(self, call: Callable[[AdaptedWeight], None]) -> None:
         """Call with this weight whenever a state dict was loaded into it."""
-        self._stores[self.form.core.name].register_load_state_dict_post_hook(lambda *_: call(self))
+        self._stores[self.form.core.name].register_load_state_dict_post_hook(OnLoad(call, self))
 
     def to(self, **to: Any) -> None:
         """Convert every tensor as `torch.Tensor.to` does."""

@@ -1,0 +1,132 @@
+"""Loops of one's own: closures, the order of restoring, copies, one config for two models, parts with their own."""
+
+import copy
+import io
+import itertools
+import warnings
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft.errors import OIALRWarning
+from tests.conftest import MLP, tiny_gpt2
+from tests.peft.test_partial_state import INPUTS
+
+
+def start(**settings):
+    torch.manual_seed(0)
+    given = {"r": 4, "update_interval": 3, "layer_step": 1.0, "sigma_cutoff": 0.3, **settings}
+    model = get_peft_model(MLP(), OIALRConfig(**given))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    return model, optimizer, OIALRUpdater(model, optimizer, total_steps=100)
+
+
+def batch(step: int) -> torch.Tensor:
+    return INPUTS * (1 + step % 3)
+
+
+def train(model, optimizer, updater, steps) -> None:
+    for step in steps:
+        model(batch(step)).square().mean().backward()
+        optimizer.step()
+        updater.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("zero", ["before", "after"])
+def test_a_closure_scales_the_step_as_a_plain_loop_does(zero):
+    plain, lightning = start(), start()
+    train(*plain, range(7))
+    model, optimizer, updater = lightning
+    for step in range(7):
+
+        def closure(step=step):
+            if zero == "before":
+                optimizer.zero_grad()
+            loss = model(batch(step)).square().mean()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        updater.step()
+        if zero == "after":
+            optimizer.zero_grad()
+    for name, tensor in plain[0].state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["model", "optimizer", "updater"])))
+def test_states_may_be_restored_in_any_order(order):
+    whole = start(r=None)
+    train(*whole, range(10))
+    saved = dict(
+        zip(["model", "optimizer", "updater"], [copy.deepcopy(part.state_dict()) for part in whole], strict=True)
+    )
+    assert saved["updater"]["step_scales"]
+    train(*whole, range(10, 16))
+    fresh = dict(zip(["model", "optimizer", "updater"], start(r=None), strict=True))
+    for name in order:
+        fresh[name].load_state_dict(copy.deepcopy(saved[name]))
+    train(*fresh.values(), range(10, 16))
+    for name, tensor in whole[0].state_dict().items():
+        assert torch.equal(tensor, fresh["model"].state_dict()[name]), name
+    assert whole[2].state_dict() == fresh["updater"].state_dict()
+
+
+def test_a_copy_of_the_model_can_be_pickled_after_the_updater_looked_at_it():
+    model, optimizer, updater = start()
+    best = copy.deepcopy(model)
+    train(model, optimizer, updater, range(2))
+    expected = best(INPUTS)
+    again = io.BytesIO()
+    torch.save(best, again)
+    again.seek(0)
+    assert torch.equal(torch.load(again, weights_only=False)(INPUTS), expected)
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+def test_one_config_serves_models_of_several_sizes(targets):
+    config, small, large = OIALRConfig(target_modules=targets), tiny_gpt2(), tiny_gpt2()
+    large.transformer.h.extend(copy.deepcopy(list(large.transformer.h)))
+    counts = [len(get_peft_model(model, config).base_model.ranks()) for model in (small, large)]
+    assert counts == [8, 16]
+    config.target_modules = ["c_fc"]  # and what the user says after that counts
+    assert len(get_peft_model(tiny_gpt2(), config).base_model.ranks()) == 2
+
+
+class Two(nn.Module):
+    def __init__(self, first: OIALRConfig, second: OIALRConfig) -> None:
+        super().__init__()
+        self.first, self.second = get_peft_model(MLP(), first), get_peft_model(MLP(), second)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x) + self.second(x)
+
+
+def test_parts_of_unlike_configs_are_refused_and_alike_ones_trained_as_one():
+    model = Two(OIALRConfig(sigma_cutoff=0.9), OIALRConfig(sigma_cutoff=0.0))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(ValueError, match=r"`OIALRConfig.sigma_cutoff` is 0.9 in one and 0.0 in another"):
+        OIALRUpdater(model, optimizer)
+    settings = {"sigma_cutoff": 0.5, "update_interval": 2, "layer_step": 1.0}
+    model = Two(OIALRConfig(**settings), OIALRConfig(target_modules=["middle"], **settings))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    updater = OIALRUpdater(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        train(model, optimizer, updater, range(5))
+    assert min(model.first.base_model.ranks().values()) < 12
+    assert model.second.base_model.ranks()["middle"] < 24
+
+
+def test_hooks_that_will_not_be_called_are_told_of():
+    model = MLP()
+    model.middle.register_forward_hook(lambda *_: None)
+    with pytest.warns(OIALRWarning, match="have hooks, first 'middle'"):
+        get_peft_model(model, OIALRConfig())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        get_peft_model(model, OIALRConfig(target_modules=["middle"], residual=True, r=2))
