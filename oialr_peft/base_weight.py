@@ -36,6 +36,15 @@ class BaseWeight:
         empty = self.base_weight.detach().new_empty(0)  # not None: adapters are moved to its device
         set_parameter(cast(Any, self).get_base_layer(), "weight", nn.Parameter(empty, requires_grad=False))
 
+    def check_place(self, core: torch.Tensor, x: torch.Tensor) -> None:
+        """Raise if the adapter's tensors were taken away, where multiplying with them can give any values at all."""
+        if core.is_meta and not x.is_meta:
+            raise RuntimeError(
+                f"The adapter of this {type(cast(Any, self).get_base_layer()).__name__} is on the meta device: the "
+                "model was offloaded after the adapter was made, which OIALR does not support. Offload before, with "
+                "`device_map` of from_pretrained, or offload the model that `save_compressed` writes."
+            )
+
     def check_base(self, action: str) -> None:
         """Raise if the dense base weight, which `action` needs, was freed."""
         if self.base_is_freed:

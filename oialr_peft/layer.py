@@ -147,6 +147,7 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
     def _product(self, x: torch.Tensor, weight: AdaptedWeight, bias: torch.Tensor | None, *args: Any) -> torch.Tensor:
         """The product with core and bases, in the core's dtype or autocast's."""
         weight.check_filled()
+        self.check_place(weight.core, x)
         factors, base, dtype = weight.factors, self.get_base_layer(), weight.core.dtype
         if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             if not weight.is_factored:  # by autocast itself, which keeps one cast weight for several calls

@@ -61,6 +61,11 @@ def has_hooks(module: nn.Module) -> bool:
     return any(hooks)
 
 
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether Accelerate fetches the module's weights for each call. Can go once it tells that publicly."""
+    return hasattr(module, "_hf_hook")
+
+
 def is_packed(attention: nn.MultiheadAttention) -> bool:
     """Whether one Parameter holds the weights of queries, keys and values."""
     return attention._qkv_same_embed_dim

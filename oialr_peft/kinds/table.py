@@ -83,7 +83,9 @@ def computes_weight(layer: nn.Module) -> bool:
     """Whether a weight of the layer is made from other parameters, by a parametrization or a hook."""
     if has_parts(layer):
         return not isinstance(layer, TakenApart) and any(is_parametrized(module) for module in layer.modules())
-    return kind_of(layer) is not None and "weight" not in layer._parameters
+    if kind_of(layer) is None:
+        return False
+    return is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter)
 
 
 def own_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:

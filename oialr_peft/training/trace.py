@@ -54,7 +54,7 @@ def _append(path: Path, line: str) -> None:
 
 
 def read_trace(path: str | os.PathLike) -> list[dict]:
-    """The updates of a trace by step. A step that was run again after a resume counts as the last run made it.
+    """The updates of a trace by step. From a step on that was run again after a resume, the last run counts.
 
     A line that was cut off by a crash is left out.
     """
@@ -62,7 +62,8 @@ def read_trace(path: str | os.PathLike) -> list[dict]:
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             update = json.loads(line)
-            updates[update["step"]] = update
+            step = update["step"]
+            updates = {earlier: found for earlier, found in updates.items() if earlier < step} | {step: update}
         except (json.JSONDecodeError, TypeError, KeyError):
             continue
     return [updates[step] for step in sorted(updates)]

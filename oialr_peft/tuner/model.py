@@ -20,8 +20,9 @@ from ..kinds import Kind, MultiheadAttention, TakenApart, has_parts, kind_of, le
 from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
+from .remarks import remarks
 from .start import starting_weight
-from .targets import TargetSelection, choose_targets, uncovered_share, with_target
+from .targets import TargetSelection, choose_targets, with_target
 from .together import shared_starts
 
 
@@ -126,7 +127,7 @@ class OIALRModel(BaseTuner):
             return None if is_excluded(found) else bool(found)
 
         self.selection = choose_targets(model, peft_config, matches)
-        if message := uncovered_share(model, self.selection):
+        for message in remarks(model, self.selection, peft_config):
             warnings.warn(message, OIALRWarning, stacklevel=2)
         self._progress.total = len(self.selection.chosen)
         self._starts = shared_starts(model, self.selection.chosen, peft_config)

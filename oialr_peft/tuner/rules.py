@@ -11,6 +11,7 @@ import torch
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from ..compat.torch_ import is_offloaded
 from ..config import RESIDUAL_RANK, OIALRConfig
 from ..kinds import (
     PART_NAMES,
@@ -97,7 +98,7 @@ def check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
                 f"Rank {rank} of target module '{target}' is above min(out, in) = {full}. Lower `r`, give it as a "
                 "share in (0, 1], or set `rank_pattern` for this layer."
             )
-        if weight.is_meta and (not config.delay or hasattr(layer, "_hf_hook")):
+        if weight.is_meta and (not config.delay or is_offloaded(layer)):
             raise ValueError(
                 f"The weight of target module '{target}' is on the meta device (offloaded, or not loaded yet), so it "
                 "cannot be factorised. Load the model onto a real device first."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,9 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..compat.peft_ import include_all_linear_layers
-from ..compat.torch_ import has_hooks
 from ..config import OIALRConfig
-from ..errors import OIALRWarning
 from ..kinds import TakenApart, has_parts, is_quantised, own_parameters
 from ..layer import OIALRLayer
 from .rules import (
@@ -34,7 +31,6 @@ from .rules import (
 
 Matches = Callable[[str], bool | None]
 Modules = dict[str, nn.Module]
-UNCOVERED = 0.1  # the share of a model's parameters from which on it is said that no kind of layer covers them
 
 
 @dataclass
@@ -79,39 +75,7 @@ def select_targets(model: nn.Module, config: OIALRConfig, matches: Matches) -> T
         raise ValueError(f"No layer is left to factorise. {selection}\nName the layers with `target_modules`.")
     for name in selection.chosen:
         check(name, modules[name], config)
-    if not config.residual:
-        _warn_of_hooks([name for name in selection.chosen if has_hooks(modules[name])])
     return selection
-
-
-def _warn_of_hooks(names: list[str]) -> None:
-    """Say that what was hung on these layers will not run: only a residual adapter still calls the plain layer."""
-    if names:
-        warnings.warn(
-            f"{len(names)} of the layers that OIALR factorises have hooks, first '{names[0]}'. They are not called "
-            "any more, since the factors stand in the place of the layer. Register them after `get_peft_model`, on "
-            "the layer that then has this name in `model.base_model.model`.",
-            OIALRWarning,
-            stacklevel=3,
-        )
-
-
-def uncovered_share(model: nn.Module, selection: TargetSelection) -> str | None:
-    """A sentence where a tenth of the model or more is in modules of no kind of layer, so that it stays dense."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    sizes: Counter[str] = Counter()
-    for name in selection.uncovered:
-        module = model.get_submodule(name)
-        sizes[type(module).__name__] += sum(p.numel() for p in own_parameters(module))
-    if not sizes or sizes.total() < UNCOVERED * total:
-        return None
-    kind, name = sizes.most_common(1)[0][0], selection.uncovered[0]
-    return (
-        f"{sizes.total() / total:.0%} of this model's parameters stay dense: they are in {len(selection.uncovered)} "
-        f"modules that OIALR cannot factorise, most of them {kind} (first '{name}'). They are "
-        "frozen, or train dense with `train_rest`, and compressed models hold them in full. "
-        "`print(model.base_model.selection)` lists them; named in `exclude_modules` they are no news."
-    )
 
 
 def _saved(modules: Modules, ranks: dict[str, int | None]) -> TargetSelection:
@@ -216,7 +180,7 @@ def choose_targets(model: nn.Module, config: OIALRConfig, matches: Matches) -> T
 
     A config that was used before, for another model, is taken as the user gave it.
     """
-    given, chosen = getattr(config, "_targets", (None, None))
+    given, chosen = getattr(config, "given_and_chosen", (None, None))
     if chosen is None or config.target_modules != chosen:
         given = config.target_modules
     config.target_modules = given
@@ -228,7 +192,7 @@ def choose_targets(model: nn.Module, config: OIALRConfig, matches: Matches) -> T
         raise
     if config.target_modules is None:
         config.target_modules = set(selection.chosen)
-    cast(Any, config)._targets = given, config.target_modules
+    cast(Any, config).given_and_chosen = given, config.target_modules
     return selection
 
 

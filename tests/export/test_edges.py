@@ -191,3 +191,14 @@ def test_the_folder_gets_the_users_mode_and_keeps_files_that_are_no_weights(tmp_
     left = {file.name for file in folder.iterdir()}
     assert {"model_index.json", "model-notes.json", "adapter_notes.json"} <= left
     assert "adapter_model.safetensors" not in left
+
+
+def test_a_head_of_another_size_is_made_anew_where_that_is_asked_for(tmp_path):
+    model = compressed(tiny_bert(), tmp_path / "model", r=2)
+    load = AutoModelForSequenceClassification.from_pretrained
+    other = load(tmp_path / "model", num_labels=7, ignore_mismatched_sizes=True).eval()
+    assert other.classifier.weight.shape[0] == 7
+    expected = model.base_model.model.bert(tokens()).last_hidden_state
+    torch.testing.assert_close(other.bert(tokens()).last_hidden_state, expected)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        load(tmp_path / "model", num_labels=7)

@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 
+import accelerate
 import pytest
 import torch
 import transformers
@@ -208,3 +209,45 @@ def test_the_flatten_head_of_a_forecaster_is_left_alone_unless_it_is_named():
     pattern = r".*(_proj|ff\.[03]|head\.projection)"
     named = get_peft_model(transformers.PatchTSTForPrediction(config), OIALRConfig(delay=5, target_modules=pattern))
     assert set(named.base_model.ranks()) == {*by_rule.base_model.ranks(), "head.projection"}
+
+
+def test_a_rank_pattern_that_fits_no_layer_is_told_of():
+    with pytest.warns(OIALRWarning, match=r"`rank_pattern` names 'midle', which fits none of the 3 layers"):
+        model = get_peft_model(MLP(), OIALRConfig(rank_pattern={"midle": 3, "first": 4}))
+    assert model.base_model.ranks() == {"first": 4, "middle": 24, "last": 16}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        attention = nn.Sequential(nn.MultiheadAttention(16, 2), nn.Linear(16, 16))
+        get_peft_model(attention, OIALRConfig(rank_pattern={"0": 3, "1": 4}))
+        get_peft_model(MLP(), OIALRConfig(rank_pattern={"mid.*": 3}))
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (nn.LazyLinear(24), "is a LazyLinear without a shape yet; run one batch"),
+        (nn.Linear(24, 24, dtype=torch.complex64), "holds complex numbers"),
+    ],
+)
+def test_weights_without_a_shape_or_with_complex_numbers_are_told_for_what_they_are(mlp, layer, words):
+    mlp.middle = layer
+    with pytest.raises(ValueError, match=words):
+        get_peft_model(mlp, OIALRConfig(target_modules=["middle"]))
+
+
+@pytest.mark.parametrize("settings", [{"r": 4}, {"delay": 3}, {"residual": True, "r": 3}])
+def test_a_model_that_was_offloaded_afterwards_says_so_instead_of_giving_any_numbers(mlp, settings):
+    model = get_peft_model(mlp, OIALRConfig(**settings))
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="offloaded after the adapter was made"):
+        model(torch.randn(4, 12))
+
+
+def test_a_base_that_is_partly_on_disk_is_refused_with_a_delay_too(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    places |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(tmp_path / "base", device_map=places, offload_folder=str(tmp_path / "disk"))
+    with pytest.raises(ValueError, match=r"layers\.1\..* is on the meta device \(offloaded"):
+        get_peft_model(model, OIALRConfig(delay=2))

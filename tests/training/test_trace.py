@@ -77,3 +77,11 @@ def test_traces_of_earlier_versions_are_drawn(tmp_path):
     (tmp_path / "trace.jsonl").write_text(json.dumps(line) + "\n")
     plot_ranks(tmp_path / "trace.jsonl", tmp_path / "ranks.png")
     assert (tmp_path / "ranks.png").stat().st_size > 5000
+
+
+def test_what_a_run_did_before_it_was_resumed_earlier_does_not_count(tmp_path):
+    """Here with another interval: the steps of the branch that was left are no steps of the run."""
+    trace = Trace(tmp_path / "trace.jsonl", new=True)
+    for step in (4, 8, 12, 16, 10, 15):
+        trace.append(report(step, step))
+    assert [update["step"] for update in read_trace(tmp_path / "trace.jsonl")] == [4, 8, 10, 15]
