@@ -15,15 +15,22 @@ HERE = Path(__file__).resolve().parent
 SETTLING = 0.25  # share of what is missing to 1 that must be closed after the first half
 
 
+def risen(curve: list[float]) -> int:
+    """Where a curve has made nine tenths of the way from its first point to the mean of its last quarter, for good."""
+    goal = 0.1 * curve[0] + 0.9 * mean(curve[-(len(curve) // 4) :])
+    below = [place for place, value in enumerate(curve) if value < goal]
+    return min(below[-1] + 1, len(curve) - 1) if below else 0
+
+
 def facts(result: dict[str, Any]) -> dict[str, Any]:
     """A row of the card's table."""
     curve = [point["mean"] for point in result["points"]]
     quarter = len(curve) // 4
     second, last = mean(curve[quarter : 2 * quarter]), mean(curve[-quarter:])
+    mixing = [point["mixing_mean"] for point in result["points"]]
     lowest = min(range(len(curve)), key=curve.__getitem__)
     layers = list(result["points"][-1]["stability"].values())
     third = len(layers) // 3
-    mixing = [point["mixing_mean"] for point in result["points"]]
     return {
         **result,
         "first": curve[0],
@@ -37,6 +44,9 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
         "front": mean(layers[:third]),
         "back": mean(layers[-third:]),
         "mixing": {"first": mixing[0], "second": mean(mixing[quarter : 2 * quarter]), "last": mean(mixing[-quarter:])},
+        "steady": result["points"][risen(curve)]["step"],
+        "mixing steady": result["points"][risen(mixing)]["step"],
+        "basis first": risen(curve) < risen(mixing),
     }
 
 
