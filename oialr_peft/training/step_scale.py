@@ -76,7 +76,7 @@ class StepScale:
         self._loaded = dict(state)
 
     def _present_ramps(self) -> dict[str, Ramp]:
-        """The scales on their way; what was loaded sets out from the ranks of the first call after it."""
+        """The scales on their way. At first, and after a load, they are those of the ranks when a step asks."""
         if self._loaded is not None:
             for name, target in self._targets().items():
                 start, taken = self._loaded.get(name, (target, 0))

@@ -103,7 +103,8 @@ def test_a_new_scale_is_ramped_in_and_survives_a_resume():
         return StepScale(optimizer, {"layer": held}, StepSize("match"))
 
     scale = make()
-    held.core_shape = (2, 2)  # as after a cut
+    assert scale.scales()["layer"] == 4  # as the step before a cut asks for
+    held.core_shape = (2, 2)  # as after one
     scale.refresh()
     assert scale.scales()["layer"] == 4
     parameter.grad = torch.ones(CORE)
@@ -118,6 +119,15 @@ def test_a_new_scale_is_ramped_in_and_survives_a_resume():
         optimizer.step()
     assert resumed.scales()["layer"] == 8
     assert resumed.state_dict() == {}
+
+
+def test_ranks_that_are_loaded_after_it_was_made_count():
+    parameter = nn.Parameter(torch.zeros(CORE))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-2)
+    held = SimpleNamespace(core=parameter, matrix_shape=WEIGHT, core_shape=WEIGHT)
+    scale = StepScale(optimizer, {"layer": held}, StepSize("match"))
+    held.core_shape = (2, 2)
+    assert scale.scales()["layer"] == 8
 
 
 def test_a_skipped_step_moves_nothing_and_a_discarded_scale_lets_go():
