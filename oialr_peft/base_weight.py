@@ -41,8 +41,8 @@ class BaseWeight:
         if core.is_meta and not x.is_meta:
             raise RuntimeError(
                 f"The adapter of this {type(cast(Any, self).get_base_layer()).__name__} is on the meta device: the "
-                "model was offloaded after the adapter was made, which OIALR does not support. Offload before, with "
-                "`device_map` of from_pretrained, or offload the model that `save_compressed` writes."
+                "model was offloaded after the adapter was made, which OIALR does not support. Keep layers with "
+                "an adapter on a real device, or offload the model that `save_compressed` writes."
             )
 
     def check_base(self, action: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .base_weight import BaseWeight
 from .compat.peft_ import check_adapters_to_merge
@@ -65,6 +66,11 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
             return products[0].to(self.base_weight.dtype)
         base = self.plain_base()
         return (base + sum(products)).to(base.dtype)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is what "all-linear" means."""
+        return isinstance(self.get_base_layer(), (nn.Linear, Conv1D))
 
     @property
     def in_features(self) -> int:

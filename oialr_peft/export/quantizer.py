@@ -20,7 +20,9 @@ from .record import FORMAT_VERSION, CompressedConfig
 class CompressedQuantizer(HfQuantizer):
     """Loads and saves compressed checkpoints. Nothing is quantised: transformers only calls it so."""
 
-    _of_other_shape: frozenset[str] | set[str] = frozenset()  # the tensors of the file
+    _of_other_shape: frozenset[str] | set[str] = (
+        frozenset()
+    )  # names of tensors whose shape in the file is not the model's
     requires_calibration = True  # only written by `save_compressed`, never made on the fly
     quantization_config: Any
 

@@ -4,15 +4,30 @@ from .apart import TakenApart
 from .attention import MultiheadAttention, leave_fast_path
 from .kind import Kind
 from .quantised import is_quantised, plain_weight, weight_bytes
-from .table import KINDS, PART_NAMES, has_parts, kind_of, own_parameters, part_weights, take_apart, unsupported_reason
+from .table import (
+    COMPUTED,
+    KINDS,
+    MADE_PLAIN,
+    PART_NAMES,
+    computes_weight,
+    has_parts,
+    kind_of,
+    own_parameters,
+    part_weights,
+    take_apart,
+    unsupported_reason,
+)
 
 
 __all__ = [
+    "COMPUTED",
     "KINDS",
+    "MADE_PLAIN",
     "PART_NAMES",
     "Kind",
     "MultiheadAttention",
     "TakenApart",
+    "computes_weight",
     "has_parts",
     "is_quantised",
     "kind_of",

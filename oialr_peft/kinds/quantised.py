@@ -13,7 +13,7 @@ def is_quantised(layer: nn.Module) -> bool:
     if hasattr(layer, "qweight") or hasattr(layer, "W_q"):
         return True
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, torch.Tensor):
+    if not isinstance(weight, torch.Tensor) or weight.is_complex():
         return False
     plain = type(weight) in (torch.Tensor, nn.Parameter) and type(weight.data) is torch.Tensor
     return not plain or not weight.dtype.is_floating_point or weight.element_size() < 2

@@ -38,6 +38,11 @@ SUPPORTED = (
     "transformers' Conv1D and experts"
 )
 PART_NAMES = frozenset((*MultiheadAttention.parts, *Experts.parts))  # names of layers that belong to one taken apart
+COMPUTED = (
+    "computes its weight from other parameters (weight_norm, spectral_norm, pruning or the like), so that what is "
+    "trained in its place would be lost"
+)
+MADE_PLAIN = "`parametrize.remove_parametrizations`, `remove_weight_norm` or `prune.remove` of torch.nn.utils"
 # Subclasses of nn.Linear that write its product down in a forward of their own; by name, to import no model.
 LIKE_LINEAR = frozenset({("transformers.models.falcon.modeling_falcon", "FalconLinear")})
 
@@ -57,6 +62,8 @@ def unsupported_reason(layer: nn.Module, residual: bool = False) -> str | None:
 
     `residual`: its weight stays as it is, and may be quantised.
     """
+    if computes_weight(layer):
+        return f"{COMPUTED}; make it plain first, with {MADE_PLAIN}, or leave it out"
     if isinstance(getattr(layer, "weight", None), UninitializedParameter):
         return f"is a {type(layer).__name__} without a shape yet; run one batch through the model first"
     if torch.is_tensor(weight := getattr(layer, "weight", None)) and weight.is_complex():
@@ -68,12 +75,6 @@ def unsupported_reason(layer: nn.Module, residual: bool = False) -> str | None:
         if can_be_read(layer):
             return f"{what} but by `OIALRConfig(residual=True)`; set it, or load the model in float32 or bfloat16"
         return f"{what}; load the model in float32, bfloat16 or float16"
-    if computes_weight(layer):
-        return (
-            "computes its weight from other parameters (weight_norm, spectral_norm, pruning or the like), so that "
-            "what is trained in its place would be lost; make it plain first, with "
-            "`parametrize.remove_parametrizations`, `remove_weight_norm` or `prune.remove` of torch.nn.utils"
-        )
     if not has_parts(layer) and kind_of(layer) is None:
         return f"is a {type(layer).__module__}.{type(layer).__name__}; supported are {SUPPORTED}"
     return None
@@ -81,11 +82,13 @@ def unsupported_reason(layer: nn.Module, residual: bool = False) -> str | None:
 
 def computes_weight(layer: nn.Module) -> bool:
     """Whether a weight of the layer is made from other parameters, by a parametrization or a hook."""
-    if has_parts(layer):
-        return not isinstance(layer, TakenApart) and any(is_parametrized(module) for module in layer.modules())
-    if kind_of(layer) is None:
+    modules = list(layer.modules()) if has_parts(layer) and not isinstance(layer, TakenApart) else [layer]
+    if any(map(is_parametrized, modules)):
+        return True
+    if modules == [layer] and kind_of(layer) is None:
         return False
-    return is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter)
+    weights = (getattr(module, name, None) for module in modules for name in ("weight", "in_proj_weight"))
+    return any(isinstance(weight, torch.Tensor) and not isinstance(weight, nn.Parameter) for weight in weights)
 
 
 def own_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:

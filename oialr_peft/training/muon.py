@@ -57,11 +57,6 @@ class MuonAdamW(torch.optim.Optimizer):
             raise ValueError(f"`momentum` must be in [0, 1); got {momentum!r}.")
         spectral = {"lr": muon_lr, "weight_decay": weight_decay, "momentum": momentum, **_MUON}
         groups = [{**spectral, **group, "kind": "muon"} for group in _groups(muon)]
-        for shape in (tuple(p.shape) for group in groups for p in group["params"] if p.ndim != 2):
-            raise ValueError(
-                f"Muon takes matrices only; got a parameter of shape {shape}. Put it among `adamw`, or use "
-                "MuonAdamW.from_model, which sorts the parameters of a model."
-            )
         self._adamw: torch.optim.AdamW | None = None
         if plain := _groups(adamw):
             self._adamw = torch.optim.AdamW(plain, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
@@ -101,14 +96,29 @@ class MuonAdamW(torch.optim.Optimizer):
         Raises:
             ValueError: it has no kind, or there is no group of its kind yet.
         """
-        kinds = {group["kind"]: group for group in reversed(self.param_groups)}
-        if kinds and self._is_made and param_group.get("kind") not in kinds:
+        group = dict(param_group)
+        if self._is_made:
+            kinds = {known["kind"]: known for known in reversed(self.param_groups)}
+            if group.get("kind") not in kinds:
+                raise ValueError(
+                    f"`kind` of a new group of parameters must be one of {sorted(kinds)}, which this MuonAdamW has; "
+                    f"got {group.get('kind')!r}. Say it in the group, or make the optimizer anew with both kinds."
+                )
+            group = {**{n: v for n, v in kinds[group["kind"]].items() if n not in ("params", "param_names")}, **group}
+        group["params"] = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
+        for shape in (tuple(p.shape) for p in group["params"] if group["kind"] == "muon" and p.ndim != 2):
             raise ValueError(
-                f"`kind` of a new group of parameters must be one of {sorted(kinds)}, which this MuonAdamW has; got "
-                f"{param_group.get('kind')!r}. Say it in the group, or make the optimizer anew with both kinds."
+                f"Muon takes matrices only; got a parameter of shape {shape}. Put it among `adamw`, or use "
+                "MuonAdamW.from_model, which sorts the parameters of a model."
             )
-        alike = kinds.get(param_group.get("kind", ""), {}) if self._is_made else {}
-        super().add_param_group({**{name: alike[name] for name in alike if name != "params"}, **param_group})
+        super().add_param_group(group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or a pickle; AdamW's part gets its groups and state at each step."""
+        super().__setstate__(state)
+        self._is_made = True
+        plain = any(group["kind"] == "adamw" for group in self.param_groups)
+        self._adamw = torch.optim.AdamW([nn.Parameter(torch.empty(0))]) if plain else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

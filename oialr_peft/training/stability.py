@@ -29,8 +29,8 @@ class StabilityCallback(TrainerCallback):
 
     Args:
         path: JSON file that is written anew at every checkpoint; its folder is made.
-        every: optimizer steps between two checkpoints. `None` (default): the end of each epoch. An SVD of every weight
-            is due at each, so do not go below a few hundred steps with large models.
+        every: optimizer steps between two checkpoints. `None` (default): the end of each epoch. An SVD and a QR of
+            every weight are due at each, so do not go below a few hundred steps with large models.
 
     A run that is resumed goes on with the file's earlier figures; what lies between the last checkpoint before and the
     start is not measured. Only the first process measures.

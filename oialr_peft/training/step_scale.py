@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..compat.torch_ import foreach_extrapolate, foreach_scaled
+from ..compat.torch_ import foreach_extrapolate, foreach_scaled, writes
 from ..errors import OIALRWarning
 from ..policy.step_size import KINDS, Kind, Ramp, StepSize
 from .optimizer_steps import around_steps
@@ -53,36 +53,39 @@ class StepScale:
         self._kinds = {n: self._kind_of(optimizer, groups.get(id(w.core), {})) for n, w in self._layers.items()}
         self._ramps: dict[str, Ramp] = {}
         self._loaded: Mapping[str, Sequence[float]] | None = {}
-        self._origins: dict[float, tuple[list[nn.Parameter], list[torch.Tensor]]] = {}
+        self._origins: dict[float, list[tuple[nn.Parameter, torch.Tensor, int]]] = {}
         around_steps(optimizer, self, self._replaces)  # a run before this one may have left its own
 
     def refresh(self) -> None:
         """Set out for the scales of the present ranks; to be called after an update."""
-        ramps = self._present_ramps()
+        self._settle()
         for name, target in self._targets().items():
-            ramps[name].aim(target)
+            self._ramps[name].aim(target)
 
     def scales(self) -> dict[str, float]:
         """{layer: factor of its next step}."""
         return {name: ramp.value for name, ramp in self._present_ramps().items()}
 
-    def state_dict(self) -> dict[str, list[float]]:
+    def state_dict(self) -> dict[str, Sequence[float]]:
         """{layer: [start, steps taken]} of the scales that are on their way."""
-        ramps = self._present_ramps().items()
-        return {n: [ramp.start, ramp.taken] for n, ramp in ramps if ramp.value != ramp.target}
+        if self._loaded is not None:
+            return dict(self._loaded)
+        return {n: [ramp.start, ramp.taken] for n, ramp in self._ramps.items() if ramp.value != ramp.target}
 
     def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
         """Go on from `state_dict()`, for the ranks that the layers have at the next step: they may be loaded later."""
         self._loaded = dict(state)
 
     def _present_ramps(self) -> dict[str, Ramp]:
-        """The scales on their way. At first, and after a load, they are those of the ranks when a step asks."""
-        if self._loaded is not None:
-            for name, target in self._targets().items():
-                start, taken = self._loaded.get(name, (target, 0))
-                self._ramps[name] = Ramp(float(start), target, int(taken))
-            self._loaded = None
-        return self._ramps
+        """The scales on their way; before the first step, and after a load, those of the present ranks."""
+        if self._loaded is None:
+            return self._ramps
+        states = {name: self._loaded.get(name, (target, 0)) for name, target in self._targets().items()}
+        return {n: Ramp(float(states[n][0]), target, int(states[n][1])) for n, target in self._targets().items()}
+
+    def _settle(self) -> None:
+        """From here on the ranks that were loaded are the ones to set out from."""
+        self._ramps, self._loaded = self._present_ramps(), None
 
     def _targets(self) -> dict[str, float]:
         found = {}
@@ -125,27 +128,30 @@ class StepScale:
     @torch.no_grad()
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note from where each step is to be scaled: the parameter after decay that is apart from the step."""
+        self._settle()
         groups = _groups(optimizer)
         alike: dict[tuple[float, Any], list[nn.Parameter]] = defaultdict(list)
         for name, factor in self.scales().items():
-            core = self._layers[name].core
             if factor != 1:
+                core = self._layers[name].core
                 alike[factor, 1 - self._decay(groups.get(id(core), {}))].append(core)
-        self._origins = {}
+        self._origins = defaultdict(list)
         for (factor, kept), cores in alike.items():
-            parameters, origins = self._origins.setdefault(factor, ([], []))
-            parameters += cores
-            origins += foreach_scaled([core.detach() for core in cores], kept)
+            origins = foreach_scaled([core.detach() for core in cores], kept)
+            self._origins[factor] += zip(cores, origins, map(writes, cores), strict=True)
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Multiply what the step changed."""
-        for factor, found in self._origins.items():
-            # Without a gradient no optimizer touches a parameter. Only now: a closure makes it within the step.
-            stepped = [pair for pair in zip(*found, strict=True) if pair[0].grad is not None]
+        """Multiply what the step changed.
+
+        What it left alone for want of a gradient stays. Only now can that be told: a closure makes gradients within
+        the step, and some loops drop them there.
+        """
+        for factor, noted in self._origins.items():
+            stepped = [(p.detach(), origin) for p, origin, count in noted if p.grad is not None or writes(p) != count]
             if stepped:
                 parameters, origins = map(list, zip(*stepped, strict=True))
-                foreach_extrapolate([parameter.detach() for parameter in parameters], origins, factor)
+                foreach_extrapolate(parameters, origins, factor)
         self._origins = {}
         for ramp in self._ramps.values():
             ramp.advance()

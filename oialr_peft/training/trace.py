@@ -63,7 +63,9 @@ def read_trace(path: str | os.PathLike) -> list[dict]:
         try:
             update = json.loads(line)
             step = update["step"]
-            updates = {earlier: found for earlier, found in updates.items() if earlier < step} | {step: update}
+            if updates and step <= max(updates):
+                updates = {earlier: found for earlier, found in updates.items() if earlier < step}
+            updates[step] = update
         except (json.JSONDecodeError, TypeError, KeyError):
             continue
     return [updates[step] for step in sorted(updates)]

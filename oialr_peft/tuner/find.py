@@ -9,12 +9,13 @@ from torch import nn
 from ..config import WRITTEN, OIALRConfig
 
 
-# What parts of a model, each a PEFT model of its own, may have differently under one updater: names of their layers.
-MAY_DIFFER = frozenset(
-    f"OIALRConfig.{name}"
-    for name in "target_modules exclude_modules modules_to_save layers_to_transform layers_pattern task_type "
-    "base_model_name_or_path revision auto_mapping inference_mode peft_version".split()
+# What parts of a model, each a PEFT model of its own, may have differently under one updater: which layers they are,
+# where they come from and, where nothing is factorised later, how they were made.
+_OF_A_PART = frozenset(
+    "target_modules exclude_modules modules_to_save layers_to_transform layers_pattern keep_first_layer "
+    "keep_last_layer task_type base_model_name_or_path revision auto_mapping inference_mode peft_version".split()
 )
+_AT_THE_START = frozenset({"r", "rank_pattern", "init", "init_weights"})
 
 
 def shared_fields(config: OIALRConfig | None) -> dict[str, Any]:
@@ -38,7 +39,9 @@ def config_of(model: nn.Module, adapter: str) -> OIALRConfig:
     configs = [config for config in held if isinstance(config, OIALRConfig)]
     if not configs:
         raise TypeError(f"{type(model).__name__} has OIALR layers, but no OIALRConfig of the adapter {adapter!r}.")
-    fields = [{k: v for k, v in shared_fields(config).items() if k not in MAY_DIFFER} for config in configs]
+    apart = _OF_A_PART if any(config.delay for config in configs) else _OF_A_PART | _AT_THE_START
+    own = {f"OIALRConfig.{name}" for name in apart}
+    fields = [{k: v for k, v in shared_fields(config).items() if k not in own} for config in configs]
     for other in fields:
         if unlike := sorted(name for name, value in other.items() if value != fields[0][name]):
             name = unlike[0]

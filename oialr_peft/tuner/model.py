@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 import warnings
@@ -52,7 +53,8 @@ class OIALRModel(BaseTuner):
     # -- injection ---------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        config = cast(OIALRConfig, self.peft_config[adapter_name])
+        # A copy: names of layers, and ranks when it is saved, are written into it, and the user's may serve again.
+        config = self.peft_config[adapter_name] = copy.copy(cast(OIALRConfig, self.peft_config[adapter_name]))
         began, self.init_errors = time.perf_counter(), {}
         # A bar that shows up once an initialisation takes longer than two seconds.
         with tqdm(desc="OIALR: preparing layers", unit="layer", delay=2, leave=False) as self._progress:

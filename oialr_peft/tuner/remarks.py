@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from peft.utils.other import get_pattern_key
 from torch import nn
 
 from ..compat.torch_ import has_hooks
 from ..config import OIALRConfig
-from ..kinds import PART_NAMES, own_parameters
+from ..kinds import has_parts, own_parameters
 from ..layer import OIALRLayer
-from .rules import targets_of
 from .targets import TargetSelection
 
 
@@ -24,28 +22,20 @@ def remarks(model: nn.Module, selection: TargetSelection, config: OIALRConfig) -
     if message := uncovered_share(model, selection):
         yield message
     layers = {name: model.get_submodule(name) for name in selection.chosen}
-    hooked = [name for name, layer in layers.items() if has_hooks(layer) and not isinstance(layer, OIALRLayer)]
-    if hooked and not config.residual:  # which still calls the plain layer
+    hooked = [name for name, layer in layers.items() if has_hooks(layer) and _is_passed_over(layer, config)]
+    if hooked:
         yield (
             f"{len(hooked)} of the layers that OIALR factorises have hooks, first '{hooked[0]}'. They are not called "
             "any more, since the factors stand in the place of the layer. Register them after `get_peft_model`, on "
             "the layer that then has this name in `model.base_model.model`."
         )
-    if unused := unused_patterns(model, selection, config):
-        yield (
-            f"`rank_pattern` names {', '.join(map(repr, unused))}, which fits none of the {len(selection.chosen)} "
-            "layers that are factorised, so it has no effect. `print(model.base_model.selection)` lists them."
-        )
 
 
-def unused_patterns(model: nn.Module, selection: TargetSelection, config: OIALRConfig) -> list[str]:
-    """The keys of `rank_pattern` that no layer goes by."""
-    if config.ranks is not None or not config.rank_pattern:
-        return []
-    names = [target.name for name in selection.chosen for target in targets_of(name, model.get_submodule(name))]
-    names += [name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in PART_NAMES]
-    # PEFT gives the key that fits, or the name itself.
-    return [key for key in config.rank_pattern if not any(get_pattern_key([key], name) == key for name in names)]
+def _is_passed_over(layer: nn.Module, config: OIALRConfig) -> bool:
+    """Whether a layer is not called any more. Hooks of embeddings only make outputs want a gradient, as they do."""
+    if isinstance(layer, (OIALRLayer, nn.Embedding)):
+        return False
+    return not config.residual or has_parts(layer)
 
 
 def uncovered_share(model: nn.Module, selection: TargetSelection) -> str | None:

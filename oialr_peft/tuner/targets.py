@@ -6,14 +6,12 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList
 
 from ..compat.peft_ import include_all_linear_layers
 from ..config import OIALRConfig
-from ..kinds import TakenApart, has_parts, is_quantised, own_parameters
+from ..kinds import COMPUTED, MADE_PLAIN, TakenApart, computes_weight, has_parts, is_quantised, own_parameters
 from ..layer import OIALRLayer
 from .rules import (
     check,
@@ -90,6 +88,11 @@ def _saved(modules: Modules, ranks: dict[str, int | None]) -> TargetSelection:
             f"The saved adapter has layers that this model lacks: {', '.join(absent[:5])}"
             f"{', ...' if len(absent) > 5 else ''}. It belongs to another architecture; load its own base."
         )
+    if made := [name for name in selection.chosen if computes_weight(modules[name])]:
+        raise ValueError(
+            f"The layer '{made[0]}' of the saved adapter {COMPUTED}; make it plain first, with {MADE_PLAIN}, and load "
+            "the adapter then."
+        )
     for target in (target for name in selection.chosen for target in targets_of(name, modules[name])):
         rank, full = ranks.get(target.name), min(target.shape[-2:])
         if rank is not None and rank > full:
@@ -109,7 +112,7 @@ def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: M
     for name, layer in modules.items():
         if name.rpartition(".")[0] in selection.chosen:
             continue  # the output projection of attention
-        if isinstance(layer, ParametrizationList):
+        if "parametrizations" in name.split("."):
             continue  # of a layer that is told of itself
         base = layer.get_base_layer() if isinstance(layer, OIALRLayer) else layer
         reason = reason_against(layer, config)
@@ -176,23 +179,14 @@ def _inside_adapter(model: nn.Module, name: str) -> bool:
 
 
 def choose_targets(model: nn.Module, config: OIALRConfig, matches: Matches) -> TargetSelection:
-    """`select_targets`, its names put into the config in the place of `None` or "all-linear", as PEFT's tuners do.
-
-    A config that was used before, for another model, is taken as the user gave it.
-    """
-    given, chosen = getattr(config, "given_and_chosen", (None, None))
-    if chosen is None or config.target_modules != chosen:
-        given = config.target_modules
-    config.target_modules = given
-    try:
+    """`select_targets`, its names put into the config in the place of `None` or "all-linear", as PEFT's tuners do."""
+    if str(config.target_modules).lower() == "all-linear":
         include_all_linear_layers(config, model)
-        selection = select_targets(model, config, matches)
-    except Exception:
-        config.target_modules = given
-        raise
+        adapted = {name for name, layer in model.named_modules() if isinstance(layer, OIALRLayer) and layer.is_linear}
+        config.target_modules = {*(config.target_modules or ()), *adapted}  # PEFT tells layers by their classes' names
+    selection = select_targets(model, config, matches)
     if config.target_modules is None:
         config.target_modules = set(selection.chosen)
-    cast(Any, config).given_and_chosen = given, config.target_modules
     return selection
 
 

@@ -47,7 +47,7 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(made) == len(set(made)) == 2 * 3 * 3
     text = (tmp_path / "README.md").read_text()
     assert "| dense | 0.2600 ± 0.0100 | 0.3000 | 10.0 % | 1,000 | 0.2500, 0.2600, 0.2700 |" in text
-    assert "OIALR, tuned: 1.000 of dense (within the pooled spread, 0.038), 10% trains at the end, file" in text
+    assert "OIALR, tuned: 1.000 of dense (within the pooled spread, 0.0100), 10% trains at the end, file" in text
     assert text.count("not run yet") == 2 * 3 + 4 * 3  # two horizons, and the paper's width
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 
@@ -34,6 +34,16 @@ def test_it_is_left_alone_with_a_reason_or_refused_by_name(way, settings):
     assert not [name for name in selection.skipped if "parametrizations" in name]
 
 
+def test_a_saved_adapter_is_not_put_on_such_a_layer(tmp_path):
+    get_peft_model(MLP(), OIALRConfig()).save_pretrained(tmp_path)
+    model = MLP()
+    parametrizations.weight_norm(model.middle)
+    with pytest.raises(ValueError, match="'middle' of the saved adapter computes its weight"):
+        PeftModel.from_pretrained(model, tmp_path)
+    parametrize.remove_parametrizations(model.middle, "weight")
+    PeftModel.from_pretrained(model, tmp_path)
+
+
 def test_one_that_was_made_plain_again_is_taken():
     model = MLP()
     parametrizations.weight_norm(model.middle)
@@ -41,9 +51,19 @@ def test_one_that_was_made_plain_again_is_taken():
     assert "middle" in get_peft_model(model, OIALRConfig()).base_model.ranks()
 
 
-def test_attention_with_such_a_projection_is_left_alone():
+PROJECTIONS = {
+    "in_proj of spectral_norm": lambda attention: parametrizations.spectral_norm(attention, "in_proj_weight"),
+    "in_proj pruned": lambda attention: prune.l1_unstructured(attention, "in_proj_weight", amount=0.5),
+    "out_proj of old weight_norm": lambda attention: weight_norm(attention.out_proj),
+    "out_proj pruned": lambda attention: prune.l1_unstructured(attention.out_proj, "weight", amount=0.5),
+}
+
+
+@pytest.mark.parametrize("way", PROJECTIONS)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_attention_with_such_a_projection_is_left_alone(way):
     model = nn.Sequential(nn.MultiheadAttention(16, 2), nn.Linear(16, 16))
-    parametrizations.spectral_norm(model[0], "in_proj_weight")
+    PROJECTIONS[way](model[0])
     selection = get_peft_model(model, OIALRConfig()).base_model.selection
     assert selection.chosen == ["1"]
     assert "computes its weight" in selection.skipped["0"]

@@ -211,17 +211,6 @@ def test_the_flatten_head_of_a_forecaster_is_left_alone_unless_it_is_named():
     assert set(named.base_model.ranks()) == {*by_rule.base_model.ranks(), "head.projection"}
 
 
-def test_a_rank_pattern_that_fits_no_layer_is_told_of():
-    with pytest.warns(OIALRWarning, match=r"`rank_pattern` names 'midle', which fits none of the 3 layers"):
-        model = get_peft_model(MLP(), OIALRConfig(rank_pattern={"midle": 3, "first": 4}))
-    assert model.base_model.ranks() == {"first": 4, "middle": 24, "last": 16}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", OIALRWarning)
-        attention = nn.Sequential(nn.MultiheadAttention(16, 2), nn.Linear(16, 16))
-        get_peft_model(attention, OIALRConfig(rank_pattern={"0": 3, "1": 4}))
-        get_peft_model(MLP(), OIALRConfig(rank_pattern={"mid.*": 3}))
-
-
 @pytest.mark.parametrize(
     ("layer", "words"),
     [

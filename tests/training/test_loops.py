@@ -12,7 +12,7 @@ from torch import nn
 
 from oialr_peft import OIALRConfig, OIALRUpdater
 from oialr_peft.errors import OIALRWarning
-from tests.conftest import MLP, tiny_gpt2
+from tests.conftest import MLP, tiny_bert, tiny_gpt2, tokens
 from tests.peft.test_partial_state import INPUTS
 
 
@@ -58,6 +58,32 @@ def test_a_closure_scales_the_step_as_a_plain_loop_does(zero):
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
+class Forgetful(torch.optim.AdamW):
+    """Drops its gradients at the end of each step."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.zero_grad()
+
+
+@pytest.mark.parametrize("way", ["in step", "in a hook"])
+def test_gradients_that_are_dropped_within_the_step_scale_it_all_the_same(way):
+    steps = []
+    for dropping in (False, True):
+        torch.manual_seed(0)
+        model = get_peft_model(MLP(), OIALRConfig(r=4))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = (Forgetful if dropping and way == "in step" else torch.optim.AdamW)(trained, lr=1e-2)
+        if dropping and way == "in a hook":
+            optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+        updater = OIALRUpdater(model, optimizer)
+        before = [p.detach().clone() for p in trained]
+        train(model, optimizer, updater, range(1))
+        steps.append([after - start for after, start in zip(trained, before, strict=True)])
+    for plain, dropped in zip(*steps, strict=True):
+        assert torch.equal(plain, dropped)
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(["model", "optimizer", "updater"])))
 def test_states_may_be_restored_in_any_order(order):
     whole = start(r=None)
@@ -88,13 +114,28 @@ def test_a_copy_of_the_model_can_be_pickled_after_the_updater_looked_at_it():
 
 
 @pytest.mark.parametrize("targets", [None, "all-linear"])
-def test_one_config_serves_models_of_several_sizes(targets):
+def test_one_config_serves_models_of_several_sizes(targets, tmp_path):
     config, small, large = OIALRConfig(target_modules=targets), tiny_gpt2(), tiny_gpt2()
     large.transformer.h.extend(copy.deepcopy(list(large.transformer.h)))
-    counts = [len(get_peft_model(model, config).base_model.ranks()) for model in (small, large)]
-    assert counts == [8, 16]
-    config.target_modules = ["c_fc"]  # and what the user says after that counts
-    assert len(get_peft_model(tiny_gpt2(), config).base_model.ranks()) == 2
+    large.transformer.h.extend(copy.deepcopy(list(large.transformer.h)))  # PEFT shortens the names of 20 and more
+    given = config.to_dict()
+    models = [get_peft_model(model, config) for model in (large, small, tiny_bert())]
+    assert [len(model.base_model.ranks()) for model in models[:2]] == [32, 8]
+    models[0].save_pretrained(tmp_path)  # which writes the ranks
+    assert config.to_dict() == given
+    assert get_peft_model(tiny_gpt2(), config)(tokens()).logits.isfinite().all()
+    assert not any("attention" in str(name) for name in models[0].peft_config["default"].target_modules)
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear", "ALL-LINEAR"])
+def test_a_second_adapter_takes_the_layers_of_the_first(targets):
+    config = OIALRConfig(target_modules=targets, keep_base_weights=True)
+    model = get_peft_model(tiny_gpt2(), config)
+    model.add_adapter("second", OIALRConfig(target_modules=targets, keep_base_weights=True))
+    model.add_adapter("third", config)
+    for name in ("second", "third"):
+        model.set_adapter(name)
+        assert len(model.base_model.ranks()) == 8
 
 
 class Two(nn.Module):
@@ -112,7 +153,7 @@ def test_parts_of_unlike_configs_are_refused_and_alike_ones_trained_as_one():
     with pytest.raises(ValueError, match=r"`OIALRConfig.sigma_cutoff` is 0.9 in one and 0.0 in another"):
         OIALRUpdater(model, optimizer)
     settings = {"sigma_cutoff": 0.5, "update_interval": 2, "layer_step": 1.0}
-    model = Two(OIALRConfig(**settings), OIALRConfig(target_modules=["middle"], **settings))
+    model = Two(OIALRConfig(**settings), OIALRConfig(target_modules=["middle"], r=20, **settings))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     updater = OIALRUpdater(model, optimizer)
     with warnings.catch_warnings():

@@ -131,3 +131,24 @@ def test_a_square_layer_at_full_rank_trains_as_its_dense_twin():
     assert sum(report is not None for report in reports) == 5
     assert expected[-1] < 0.5 * expected[0]
     assert float(((found - expected).abs() / expected).max()) < 1e-6
+
+
+def test_groups_that_come_later_take_what_they_do_not_say_and_copies_step():
+    matrix, vector, late, bias = (nn.Parameter(torch.randn(*shape)) for shape in ((4, 4), (4,), (4, 6), (6,)))
+    optimizer = MuonAdamW([matrix], [vector], muon_lr=0.03, lr=0.004, weight_decay=0.2)
+    optimizer.add_param_group({"params": [late], "kind": "muon", "lr": 0.1})
+    optimizer.add_param_group({"params": bias, "kind": "adamw"})
+    assert [group["lr"] for group in optimizer.param_groups] == [0.03, 0.004, 0.1, 0.004]
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.2}
+    with pytest.raises(ValueError, match=r"must be one of \['adamw', 'muon'\], .* got None"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, 2))]})
+    with pytest.raises(ValueError, match="Muon takes matrices only"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "kind": "muon"})
+    copied = copy.deepcopy(optimizer)
+    for one in (optimizer, copied):
+        parameters = [p for group in one.param_groups for p in group["params"]]
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        one.step()
+    for group, other in zip(optimizer.param_groups, copied.param_groups, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(group["params"], other["params"], strict=True))
