@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 import warnings
@@ -21,6 +20,7 @@ from ..kinds import Kind, MultiheadAttention, TakenApart, has_parts, kind_of, le
 from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
+from .given import as_given, note_chosen
 from .remarks import remarks
 from .start import starting_weight
 from .targets import TargetSelection, choose_targets, with_target
@@ -53,12 +53,12 @@ class OIALRModel(BaseTuner):
     # -- injection ---------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # A copy: names of layers, and ranks when it is saved, are written into it, and the user's may serve again.
-        config = self.peft_config[adapter_name] = copy.copy(cast(OIALRConfig, self.peft_config[adapter_name]))
+        config = self.peft_config[adapter_name] = as_given(cast(OIALRConfig, self.peft_config[adapter_name]))
         began, self.init_errors = time.perf_counter(), {}
         # A bar that shows up once an initialisation takes longer than two seconds.
         with tqdm(desc="OIALR: preparing layers", unit="layer", delay=2, leave=False) as self._progress:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+        note_chosen(config)
         del self._progress
         logger.info("%s", self.selection)
         if self.init_errors:

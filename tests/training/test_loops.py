@@ -118,13 +118,14 @@ def test_one_config_serves_models_of_several_sizes(targets, tmp_path):
     config, small, large = OIALRConfig(target_modules=targets), tiny_gpt2(), tiny_gpt2()
     large.transformer.h.extend(copy.deepcopy(list(large.transformer.h)))
     large.transformer.h.extend(copy.deepcopy(list(large.transformer.h)))  # PEFT shortens the names of 20 and more
-    given = config.to_dict()
     models = [get_peft_model(model, config) for model in (large, small, tiny_bert())]
     assert [len(model.base_model.ranks()) for model in models[:2]] == [32, 8]
     models[0].save_pretrained(tmp_path)  # which writes the ranks
-    assert config.to_dict() == given
+    assert models[0].peft_config["default"] is config  # as PEFT does
     assert get_peft_model(tiny_gpt2(), config)(tokens()).logits.isfinite().all()
     assert not any("attention" in str(name) for name in models[0].peft_config["default"].target_modules)
+    config.target_modules = ["c_fc"]  # and what the user says after that counts
+    assert len(get_peft_model(tiny_gpt2(), config).base_model.ranks()) == 2
 
 
 @pytest.mark.parametrize("targets", [None, "all-linear", "ALL-LINEAR"])
