@@ -63,23 +63,19 @@ def forecasts() -> list[dict[str, Any]]:
     return lines
 
 
-def linear_map(horizon: int) -> float:
-    """Error on ETTm2 of least squares on the Autoformer's context."""
-    return horizons_card.read(HERE / "autoformer-horizons")["trivial"][str(horizon)]["linear map"]["mse"]
-
-
 def autoformer() -> dict[str, Any]:
     """The line of the Autoformer's card."""
     found: Any = read("autoformer-ettm2")
     dense, oialr = (found["chosen"][name] for name in ("dense", "oialr"))
     held = oialr["compressed_bytes"]["mean"] / dense["compressed_bytes"]["mean"]
     settings = found["runs"][0]["settings"]
+    trivial = horizons_card.read(HERE / "autoformer-horizons")["trivial"][str(settings["horizon"])]
     return {
         **start("autoformer-ettm2", f"Autoformer, width {settings['d_model']}"),
         "data": f"ETTm2, horizon {settings['horizon']}",
         "dense": dense["test_mse"]["mean"],
         "oialr": oialr["test_mse"]["mean"],
-        "trivial": linear_map(settings["horizon"]),
+        "trivial": trivial["linear map"]["mse"],
         "held_share": held,
         "trained_share": oialr["trainable_percent"]["mean"] / 100,
         "seeds": oialr["seeds"],
@@ -93,13 +89,17 @@ def by_horizon() -> list[dict[str, Any]]:
     for horizon in horizons_card.HORIZONS:
         name = "Autoformer, width 128, thuml's protocol"
         line = {**start("autoformer-horizons", name), "data": f"ETTm2, horizon {horizon}"}
-        own = [run for run in found["runs"] if (run["horizon"], run["width"]) == (horizon, 128)]
-        dense, oialr = ([run for run in own if run["method"] == method] for method in ("dense", "OIALR, tuned"))
+        table = horizons_card.section(found, 128, horizon, ("dense", "OIALR, tuned"))
+        dense, oialr = table["rows"].values()
         if dense and oialr:
-            shares = {"held_share": oialr[0]["compressed_bytes"] / dense[0]["compressed_bytes"], "seeds": len(oialr)}
-            row = horizons_card.row_of(oialr)
-            line |= {**shares, "trained_share": row["trainable_percent"] / 100, "oialr": row["mean"]}
-            line |= {"dense": horizons_card.row_of(dense)["mean"], "trivial": linear_map(horizon)}
+            line |= {
+                "dense": dense["mean"],
+                "oialr": oialr["mean"],
+                "held_share": oialr["compressed_bytes"] / dense["compressed_bytes"],
+                "trained_share": oialr["trainable_percent"] / 100,
+                "trivial": table["trivial"]["linear map"]["mse"],
+                "seeds": oialr["seeds"],
+            }
         lines.append(line)
     return lines
 

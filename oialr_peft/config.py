@@ -30,9 +30,8 @@ class OIALRConfig(PeftConfig):
 
     Each targeted weight W (out, in) is held as u @ sigma @ vh. Sigma trains, u and vh are frozen, or the longer one
     trains along (`bases`). Every `update_interval` optimizer steps the bases are rotated by an SVD of sigma and small
-    singular values are dropped.
-    Steps are optimizer steps, not micro-batches. The updates are made by `OIALRCallback` (Trainer) or `OIALRUpdater`
-    (any other loop); without one of them the ranks never change, and a warning says so.
+    singular values are dropped. Steps are optimizer steps, not micro-batches. The updates are made by `OIALRCallback`
+    (Trainer) or `OIALRUpdater` (any other loop); without one of them the ranks never change, and a warning says so.
 
     Args:
         target_modules: names, suffixes or a regex of the layers to factorise, as in PEFT. `None` (default): every

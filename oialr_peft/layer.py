@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from .base_weight import BaseWeight
 from .compat.peft_ import check_adapters_to_merge
@@ -68,11 +67,6 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
         return (base + sum(products)).to(base.dtype)
 
     @property
-    def is_linear(self) -> bool:
-        """Whether it is what "all-linear" means."""
-        return isinstance(self.get_base_layer(), (nn.Linear, Conv1D))
-
-    @property
     def in_features(self) -> int:
         """The features or channels that go in, as PEFT's layers tell it."""
         return self.kind.features(self.get_base_layer())[0]
@@ -113,7 +107,7 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Take ranks from the shapes that come in, before the dicts below are filled from the same state dict."""
-        for _, weight in sorted(self.weights.items()):
+        for weight in self.weights.values():
             if not is_sharded(weight.core):
                 make_room(weight, state_dict, prefix)
         if self.base_is_freed and not self.merged:

@@ -17,36 +17,41 @@ SETTLING = 0.25  # share of what is missing to 1 that must be closed after the f
 
 def risen(curve: list[float]) -> int:
     """Where a curve has made nine tenths of the way from its first point to the mean of its last quarter, for good."""
-    goal = 0.1 * curve[0] + 0.9 * mean(curve[-(len(curve) // 4) :])
+    goal = 0.1 * curve[0] + 0.9 * levels(curve)["last"]
     below = [place for place, value in enumerate(curve) if value < goal]
     return min(below[-1] + 1, len(curve) - 1) if below else 0
+
+
+def levels(curve: list[float]) -> dict[str, float]:
+    """Of a curve: its first point, and the means of its second and last quarter."""
+    quarter = len(curve) // 4
+    return {"first": curve[0], "second": mean(curve[quarter : 2 * quarter]), "last": mean(curve[-quarter:])}
 
 
 def facts(result: dict[str, Any]) -> dict[str, Any]:
     """A row of the card's table."""
     curve = [point["mean"] for point in result["points"]]
-    quarter = len(curve) // 4
-    second, last = mean(curve[quarter : 2 * quarter]), mean(curve[-quarter:])
+    basis = levels(curve)
+    second, last = basis["second"], basis["last"]
     mixing = [point["mixing_mean"] for point in result["points"]]
     lowest = min(range(len(curve)), key=curve.__getitem__)
     layers = list(result["points"][-1]["stability"].values())
     third = len(layers) // 3
+    steady, mixing_steady = (result["points"][risen(each)]["step"] for each in (curve, mixing))
     return {
         **result,
-        "first": curve[0],
+        **basis,
         "lowest": curve[lowest],
         "lowest at": result["points"][lowest]["step"],
-        "second": second,
-        "last": last,
         "fell": lowest > 0,
         "closed": (last - second) / (1 - second),
         "settling": (last - second) / (1 - second) >= SETTLING,
         "front": mean(layers[:third]),
         "back": mean(layers[-third:]),
-        "mixing": {"first": mixing[0], "second": mean(mixing[quarter : 2 * quarter]), "last": mean(mixing[-quarter:])},
-        "steady": result["points"][risen(curve)]["step"],
-        "mixing steady": result["points"][risen(mixing)]["step"],
-        "basis first": risen(curve) < risen(mixing),
+        "mixing": levels(mixing),
+        "steady": steady,
+        "mixing steady": mixing_steady,
+        "basis first": steady < mixing_steady,
     }
 
 

@@ -64,10 +64,9 @@ def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
                 and behind - points <= max(r["spread"] or 0 for r in (row, rows["dense"]))
             ):
                 word += ", by less than the spread of the seeds"
-            aim = f"-{points:.1f}" if points else "+0.0"
             lines.append(
                 f"{row['name']}: {-behind:+.2f} points against dense with {row['trained_share']:.1%} of the dense "
-                f"values training at the end (aim: at least {aim} at {share:.0%}): {word}."
+                f"values training at the end (aim: at least {0 - points:+.1f} at {share:.0%}): {word}."
             )
     return lines
 

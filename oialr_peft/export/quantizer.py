@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -20,9 +20,7 @@ from .record import FORMAT_VERSION, CompressedConfig
 class CompressedQuantizer(HfQuantizer):
     """Loads and saves compressed checkpoints. Nothing is quantised: transformers only calls it so."""
 
-    _of_other_shape: frozenset[str] | set[str] = (
-        frozenset()
-    )  # names of tensors whose shape in the file is not the model's
+    _of_other_shape: Collection[str] = ()  # names of tensors whose shape in the file is not the model's
     requires_calibration = True  # only written by `save_compressed`, never made on the fly
     quantization_config: Any
 

@@ -5,9 +5,7 @@ from .attention import MultiheadAttention, leave_fast_path
 from .kind import Kind
 from .quantised import is_quantised, plain_weight, weight_bytes
 from .table import (
-    COMPUTED,
     KINDS,
-    MADE_PLAIN,
     PART_NAMES,
     computes_weight,
     has_parts,
@@ -20,9 +18,7 @@ from .table import (
 
 
 __all__ = [
-    "COMPUTED",
     "KINDS",
-    "MADE_PLAIN",
     "PART_NAMES",
     "Kind",
     "MultiheadAttention",

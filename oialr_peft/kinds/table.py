@@ -38,11 +38,6 @@ SUPPORTED = (
     "transformers' Conv1D and experts"
 )
 PART_NAMES = frozenset((*MultiheadAttention.parts, *Experts.parts))  # names of layers that belong to one taken apart
-COMPUTED = (
-    "computes its weight from other parameters (weight_norm, spectral_norm, pruning or the like), so that what is "
-    "trained in its place would be lost"
-)
-MADE_PLAIN = "`parametrize.remove_parametrizations`, `remove_weight_norm` or `prune.remove` of torch.nn.utils"
 # Subclasses of nn.Linear that write its product down in a forward of their own; by name, to import no model.
 LIKE_LINEAR = frozenset({("transformers.models.falcon.modeling_falcon", "FalconLinear")})
 
@@ -63,13 +58,17 @@ def unsupported_reason(layer: nn.Module, residual: bool = False) -> str | None:
     `residual`: its weight stays as it is, and may be quantised.
     """
     if computes_weight(layer):
-        return f"{COMPUTED}; make it plain first, with {MADE_PLAIN}, or leave it out"
-    if isinstance(getattr(layer, "weight", None), UninitializedParameter):
+        return (
+            "computes its weight from other parameters (weight_norm, spectral_norm, pruning or the like), so that "
+            "what is trained in its place would be lost; make it plain first, with "
+            "`parametrize.remove_parametrizations`, `remove_weight_norm` or `prune.remove` of torch.nn.utils"
+        )
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, UninitializedParameter):
         return f"is a {type(layer).__name__} without a shape yet; run one batch through the model first"
-    if torch.is_tensor(weight := getattr(layer, "weight", None)) and weight.is_complex():
+    if isinstance(weight, torch.Tensor) and weight.is_complex():
         return f"holds complex numbers ({weight.dtype}), which are not supported"
     if is_quantised(layer) and not (residual and can_be_read(layer)):
-        weight = getattr(layer, "weight", None)
         kind = f"{type(weight).__name__} of {weight.dtype}" if isinstance(weight, torch.Tensor) else "packed"
         what = f"holds quantised weights ({type(layer).__name__}, {kind}), which are not supported yet"
         if can_be_read(layer):

@@ -55,8 +55,7 @@ def plot_stability(path: str | os.PathLike, out: str | os.PathLike) -> None:
     figure.colorbar(image, ax=left)
     left.set(xlabel="optimizer step", ylabel="layer, first on top")
     for name, key in {"basis": "mean", "mixing": "mixing_mean"}.items():
-        means = [point.get(key) for point in points]
-        right.plot(steps, [float("nan") if mean is None else mean for mean in means], marker=".", label=name)
+        right.plot(steps, [point.get(key, float("nan")) for point in points], marker=".", label=name)
     right.set(xlabel="optimizer step", ylabel=f"mean of {len(layers)} layers", ylim=(None, 1.0))
     right.legend(frameon=False)
     figure.savefig(out, dpi=150)

@@ -80,8 +80,11 @@ class StepScale:
         """The scales on their way; before the first step, and after a load, those of the present ranks."""
         if self._loaded is None:
             return self._ramps
-        states = {name: self._loaded.get(name, (target, 0)) for name, target in self._targets().items()}
-        return {n: Ramp(float(states[n][0]), target, int(states[n][1])) for n, target in self._targets().items()}
+        found = {}
+        for name, target in self._targets().items():
+            start, taken = self._loaded.get(name, (target, 0))
+            found[name] = Ramp(float(start), target, int(taken))
+        return found
 
     def _settle(self) -> None:
         """From here on the ranks that were loaded are the ones to set out from."""

@@ -58,14 +58,14 @@ def read_trace(path: str | os.PathLike) -> list[dict]:
 
     A line that was cut off by a crash is left out.
     """
-    updates: dict[int, dict] = {}
+    updates: list[dict] = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             update = json.loads(line)
             step = update["step"]
-            if updates and step <= max(updates):
-                updates = {earlier: found for earlier, found in updates.items() if earlier < step}
-            updates[step] = update
+            while updates and updates[-1]["step"] >= step:
+                updates.pop()
+            updates.append(update)
         except (json.JSONDecodeError, TypeError, KeyError):
             continue
-    return [updates[step] for step in sorted(updates)]
+    return updates

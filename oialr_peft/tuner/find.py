@@ -36,13 +36,14 @@ def config_of(model: nn.Module, adapter: str) -> OIALRConfig:
         ValueError: several parts have one each, and they want different things.
     """
     held = [(getattr(module, "peft_config", None) or {}).get(adapter) for module in model.modules()]
-    configs = [config for config in held if isinstance(config, OIALRConfig)]
+    # A PEFT model, its tuner and what they wrap hold the same one.
+    configs = list({id(config): config for config in held if isinstance(config, OIALRConfig)}.values())
     if not configs:
         raise TypeError(f"{type(model).__name__} has OIALR layers, but no OIALRConfig of the adapter {adapter!r}.")
     apart = _OF_A_PART if any(config.delay for config in configs) else _OF_A_PART | _AT_THE_START
     own = {f"OIALRConfig.{name}" for name in apart}
     fields = [{k: v for k, v in shared_fields(config).items() if k not in own} for config in configs]
-    for other in fields:
+    for other in fields[1:]:
         if unlike := sorted(name for name, value in other.items() if value != fields[0][name]):
             name = unlike[0]
             raise ValueError(

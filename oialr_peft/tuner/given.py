@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
-from ..config import OIALRConfig
-
-
-_WRITTEN = ("target_modules", "ranks", "one_sided")
+from ..config import WRITTEN, OIALRConfig
 
 
 def as_given(config: OIALRConfig) -> OIALRConfig:
@@ -25,7 +22,7 @@ def as_given(config: OIALRConfig) -> OIALRConfig:
             setattr(config, name, value)
         if told != chosen:  # the user has set others since
             config.target_modules = told
-    cast(Any, config).used = {name: getattr(config, name) for name in _WRITTEN}, None
+    cast(Any, config).used = {name: getattr(config, name) for name in ("target_modules", *WRITTEN)}, None
     return config
 
 

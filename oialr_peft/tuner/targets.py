@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ..compat.peft_ import include_all_linear_layers
 from ..config import OIALRConfig
-from ..kinds import COMPUTED, MADE_PLAIN, TakenApart, computes_weight, has_parts, is_quantised, own_parameters
+from ..kinds import TakenApart, computes_weight, has_parts, is_quantised, own_parameters, unsupported_reason
 from ..layer import OIALRLayer
 from .rules import (
     check,
@@ -29,6 +30,7 @@ from .rules import (
 
 Matches = Callable[[str], bool | None]
 Modules = dict[str, nn.Module]
+LINEAR = (nn.Linear, Conv1D)  # what "all-linear" means
 
 
 @dataclass
@@ -89,10 +91,8 @@ def _saved(modules: Modules, ranks: dict[str, int | None]) -> TargetSelection:
             f"{', ...' if len(absent) > 5 else ''}. It belongs to another architecture; load its own base."
         )
     if made := [name for name in selection.chosen if computes_weight(modules[name])]:
-        raise ValueError(
-            f"The layer '{made[0]}' of the saved adapter {COMPUTED}; make it plain first, with {MADE_PLAIN}, and load "
-            "the adapter then."
-        )
+        reason = unsupported_reason(modules[made[0]])
+        raise ValueError(f"The layer '{made[0]}' of the saved adapter {reason}. Then load the adapter.")
     for target in (target for name in selection.chosen for target in targets_of(name, modules[name])):
         rank, full = ranks.get(target.name), min(target.shape[-2:])
         if rank is not None and rank > full:
@@ -182,7 +182,11 @@ def choose_targets(model: nn.Module, config: OIALRConfig, matches: Matches) -> T
     """`select_targets`, its names put into the config in the place of `None` or "all-linear", as PEFT's tuners do."""
     if str(config.target_modules).lower() == "all-linear":
         include_all_linear_layers(config, model)
-        adapted = {name for name, layer in model.named_modules() if isinstance(layer, OIALRLayer) and layer.is_linear}
+        adapted = {
+            name
+            for name, layer in model.named_modules()
+            if isinstance(layer, OIALRLayer) and layer.kind.plain in LINEAR
+        }
         config.target_modules = {*(config.target_modules or ()), *adapted}  # PEFT tells layers by their classes' names
     selection = select_targets(model, config, matches)
     if config.target_modules is None:

@@ -1,4 +1,4 @@
-"""What a state dict has for the weight of one adapter, told before any of it is loaded."""
+"""What a state dict brings for the weight of one adapter: room made before it is loaded, a word after."""
 
 from __future__ import annotations
 

@@ -55,11 +55,13 @@ def test_what_trains_goes_back_beside_the_bases_of_now(mode):
 def test_a_strict_load_that_fails_leaves_the_layers(lacking, steps):
     model, other = trained("frozen", steps), trained("frozen", 12)
     expected = model(INPUTS).detach()
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     state = {name: tensor for name, tensor in other.state_dict().items() if lacking not in name}
     with pytest.raises(RuntimeError, match="Missing key"):
         model.load_state_dict(state)
     changed = (model(INPUTS) - expected).abs().max()
     assert changed < 1  # biases were there and are loaded
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
     assert all(weight.abs().max() > 0 for name, weight in model.state_dict().items() if "oialr_" in name)
 
 

@@ -104,7 +104,7 @@ def test_a_new_scale_is_ramped_in_and_survives_a_resume():
 
     scale = make()
     optimizer.step()  # without a gradient: nothing moves
-    held.core_shape = (2, 2)  # as after one
+    held.core_shape = (2, 2)  # as after a cut
     scale.refresh()
     assert scale.scales()["layer"] == 4
     parameter.grad = torch.ones(CORE)
