@@ -220,13 +220,14 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
         return f"oialr.{self.kind.name}"
 
 
+def name_in_base(name: str) -> str:
+    """The name that a module has in the base model, from the one that it has under PEFT, DDP or torch.compile."""
+    return plain_name(name).removeprefix("module.").removeprefix("base_model.model.")
+
+
 def oialr_layers(model: nn.Module) -> dict[str, OIALRLayer]:
     """The OIALR layers of a model in its order, by their names in the base model."""
-    return {
-        plain_name(name).removeprefix("module.").removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if isinstance(module, OIALRLayer)
-    }
+    return {name_in_base(name): module for name, module in model.named_modules() if isinstance(module, OIALRLayer)}
 
 
 def weights_of(model: nn.Module, adapter: str) -> dict[str, AdaptedWeight]:

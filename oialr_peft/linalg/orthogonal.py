@@ -31,33 +31,36 @@ def orthogonalise(
 
 
 def polar(matrix: torch.Tensor, rank: int | None = None) -> torch.Tensor:
-    """U Vᵀ of `matrix` (rows, cols) = U S Vᵀ exactly, of its first `rank` singular values (default all), by an SVD.
+    """U Vᵀ of `matrix` (..., rows, cols) = U S Vᵀ exactly, of its first `rank` singular values (default: of all).
 
     The basis whose settling OIALR builds on (paper, section 3). Signs and rotations that an SVD leaves open cancel.
+    Singular values that are zero but for rounding have no direction, and are left out.
     """
-    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return u[:, :rank] @ vh[:rank]
+    u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
+    rounding = torch.finfo(matrix.dtype).eps * max(matrix.shape[-2:])
+    kept = (values > rounding * values.amax(-1, keepdim=True)).to(matrix.dtype)
+    return u[..., :rank] * kept[..., None, :rank] @ vh[..., :rank, :]
 
 
 def stability(before: torch.Tensor, after: torch.Tensor) -> float:
     """How far a basis stayed: 1 where two polar factors agree, about 0 where they have nothing in common.
 
     trace(beforeᵀ after) / n, where n is the smaller of their ranks; for full rank this is the mean cosine between
-    matching columns.
+    matching columns. Of stacks of matrices it is the mean. 0 where one of them is the factor of zeros.
     """
     rank = min(float(before.square().sum()), float(after.square().sum()))
-    return float((before * after).sum()) / rank
+    return float((before * after).sum()) / rank if rank else 0.0
 
 
 def mixing(matrix: torch.Tensor) -> torch.Tensor:
-    """R of `matrix` = Q R, (n, n) for the shorter side n: how the columns of the longer side's basis are mixed.
+    """R of `matrix` = Q R, (..., n, n) for the shorter side n: how the columns of the longer side's basis are mixed.
 
     The other half of the paper's section 3. A wide matrix is transposed first. The diagonal is made not negative, so
     that R is unique where the rank is full; it does not change when Q is turned.
     """
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    tall = matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT
     r = torch.linalg.qr(tall, mode="r").R
-    return torch.where(r.diagonal() < 0, -1.0, 1.0).to(r)[:, None] * r
+    return torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r)[..., None] * r
 
 
 def similarity(before: torch.Tensor, after: torch.Tensor) -> float:

@@ -44,10 +44,11 @@ def plot_stability(path: str | os.PathLike, out: str | os.PathLike) -> None:
     points = json.loads(Path(path).read_text())["points"]
     if not points:
         raise ValueError(f"{os.fspath(path)} holds no checkpoint; was the run shorter than the first one?")
-    steps, layers = [point["step"] for point in points], list(points[0]["stability"])
+    steps = [point["step"] for point in points]
+    layers = list(dict.fromkeys(layer for point in points for layer in point["stability"]))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     image = left.imshow(
-        [[point["stability"][layer] for point in points] for layer in layers],
+        [[point["stability"].get(layer, float("nan")) for point in points] for layer in layers],
         aspect="auto",
         extent=(0, steps[-1], len(layers) - 0.5, -0.5),
         vmax=1.0,
