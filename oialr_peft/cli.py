@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -49,8 +50,12 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
-    model = architecture(meta_model(parsed.model), parsed.model, embeddings=parsed.embeddings)
-    Console().print(inspect_table(model))
+    from .export.guard import is_compressed
+
+    model = meta_model(parsed.model)
+    Console().print(inspect_table(architecture(model, parsed.model, embeddings=parsed.embeddings)))
+    if is_compressed(getattr(model.config, "quantization_config", None)):
+        print("This model is compressed already; the table is about the dense one that it came from.")
 
 
 def _add_report(commands: Any) -> None:
@@ -94,8 +99,10 @@ def _compress(parsed: argparse.Namespace) -> None:
     from .export.save import save_compressed
     from .plain import model_size
 
+    _check_output(parsed.output, parsed.adapter)
     model = load_with_base(parsed.adapter)
     base = model.active_peft_config.base_model_name_or_path
+    _check_output(parsed.output, base)
     save_compressed(model, parsed.output, processing_class=processing_of(parsed.adapter, base))
     print(f"Written: {parsed.output} ({model_size(model)})")
 
@@ -108,12 +115,26 @@ def _add_merge(commands: Any) -> None:
 def _merge(parsed: argparse.Namespace) -> None:
     from .export.from_folder import load_with_base, processing_of
 
+    _check_output(parsed.output, parsed.adapter)
     model = load_with_base(parsed.adapter)
-    processing = processing_of(parsed.adapter, model.active_peft_config.base_model_name_or_path)
+    base = model.active_peft_config.base_model_name_or_path
+    _check_output(parsed.output, base)
+    processing = processing_of(parsed.adapter, base)
     model.merge_and_unload().save_pretrained(parsed.output)
     if processing is not None:
         processing.save_pretrained(parsed.output)
     print(f"Written: {parsed.output}")
+
+
+def _check_output(output: str, source: str) -> None:
+    """Refuse to write a model over what it is made from, or where it cannot be."""
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise ValueError(f"FOLDER must be a folder, but '{output}' is a file.")
+    if os.path.exists(output) and os.path.isdir(source) and os.path.samefile(output, source):
+        raise ValueError(
+            f"The model would take the place of what it is made from: '{source}' has the adapter or its base model. "
+            "Give another FOLDER."
+        )
 
 
 def _add_writer(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> None:
@@ -137,8 +158,10 @@ def _card(parsed: argparse.Namespace) -> None:
 
     if not Path(parsed.adapter).is_dir():
         raise ValueError(f"A card is written into a folder, and '{parsed.adapter}' is none.")
-    write_card(load_with_base(parsed.adapter, is_trainable=True), parsed.adapter)
-    print(f"Written: {Path(parsed.adapter) / 'README.md'}")
+    card = Path(parsed.adapter) / "README.md"
+    if not write_card(load_with_base(parsed.adapter, is_trainable=True), parsed.adapter):
+        raise ValueError(f"'{card}' was not written; the warning above says why.")
+    print(f"Written: {card}")
 
 
 def _add_plan(commands: Any) -> None:

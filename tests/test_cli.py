@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, ResNetConfig, ResNetModel
 
 import oialr_peft
-from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.cli import main
 from tests.conftest import tiny_llama
 
@@ -163,3 +163,44 @@ def test_an_adapter_without_a_base_is_refused_with_the_way_out(tmp_path, capsys)
     with pytest.raises(SystemExit, match="2"):
         main(["merge", str(tmp_path), str(tmp_path / "out")])
     assert "does not say what its base model is. Load the model in Python" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["compress", "merge"])
+@pytest.mark.parametrize("place", ["adapter", "base", "README.md"])
+def test_a_model_is_not_written_over_what_it_is_made_from_nor_over_a_file(verb, place, adapter, tmp_path, capsys):
+    folder, _ = adapter
+    output = folder / place if place == "README.md" else tmp_path / place
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(SystemExit, match="2"):
+        main([verb, str(folder), str(output)])
+    assert ("but" if place == "README.md" else "take the place of what it is made from") in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_card_that_is_not_written_is_no_success(adapter, capsys):
+    folder, _ = adapter
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    with pytest.warns(OIALRWarning, match="left as it is"), pytest.raises(SystemExit, match="2"):
+        main(["card", str(folder)])
+    out = capsys.readouterr()
+    assert "was not written" in out.err
+    assert "Written" not in out.out
+
+
+def test_a_base_that_is_not_where_the_config_says_is_named(adapter, tmp_path, capsys, monkeypatch):
+    folder, _ = adapter
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "base model"}))
+    with pytest.raises(SystemExit, match="2"):
+        main(["merge", str(folder), str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert "'base model', which the config of" in said
+    assert "A relative path counts from the folder in which the command runs" in said
+
+
+def test_inspect_says_that_a_model_is_compressed_already(adapter, tmp_path, capsys):
+    folder, _ = adapter
+    main(["compress", str(folder), str(tmp_path / "small")])
+    main(["inspect", str(tmp_path / "small")])
+    assert "This model is compressed already" in capsys.readouterr().out

@@ -60,8 +60,8 @@ def write_card(
     *,
     repo_id: str | None = None,
     results: Mapping[str, float] | None = None,
-) -> None:
-    """Write or refresh `folder`/README.md; the arguments are those of `card_text`.
+) -> bool:
+    """Write or refresh `folder`/README.md, and tell whether it is up to date; the arguments are those of `card_text`.
 
     The file is replaced whole or not at all, and whatever goes wrong is a warning: a card must not cost anyone the
     weights that were saved before it.
@@ -75,10 +75,12 @@ def write_card(
             replace_file(path, text.encode())
         else:
             remove_left_overs(path.parent)
+        return True
     except Exception as error:
         unreadable = isinstance(error, (ValueError, TypeError, AttributeError, yaml.YAMLError))
         reason = "its metadata cannot be read" if unreadable else "it cannot be written"
         warnings.warn(f"'{path}' was left as it is: {reason} ({error}).", OIALRWarning, stacklevel=2)
+        return False
 
 
 def _render(facts: CardFacts) -> ModelCard:

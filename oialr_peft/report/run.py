@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import OIALRWarning
 from ..training.trace import read_trace
 
 
@@ -34,8 +36,9 @@ class Run:
 def read_run(path: str | os.PathLike) -> Run:
     """A run from the Trainer's output folder, or from a trace alone.
 
-    In a folder the logs are those of `trainer_state.json`, its own (`trainer.save_state()`) or the latest
-    checkpoint's, and the trace is the `*.jsonl` file in it (`OIALRCallback(trace=...)`).
+    In a folder the logs are those of `trainer_state.json`, its own (`trainer.save_state()`) or, where there is none or
+    the run went on from it, the latest checkpoint's. The trace is the `*.jsonl` file in it with updates
+    (`OIALRCallback(trace=...)`); of several the first by name, with a warning.
 
     Raises:
         ValueError: there is neither, or no OIALR update in them.
@@ -44,7 +47,10 @@ def read_run(path: str | os.PathLike) -> Run:
     if not path.exists():
         raise ValueError(f"There is no run at '{path}'. Give the Trainer's output folder, or a trace file.")
     traces = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-    updates = next((updates for trace in traces if (updates := read_trace(trace))), [])
+    found = {trace.name: updates for trace in traces if (updates := read_trace(trace))}
+    updates = next(iter(found.values()), [])
+    if len(found) > 1:
+        _warn(f"'{path}' has several traces ({', '.join(found)}); the first is taken. Give another one by its path.")
     logs = [] if path.is_file() else _logs(path)
     run = Run(path.resolve().name, logs, updates)
     if not updates and not run.series("oialr/mean_rank")[0]:
@@ -56,7 +62,29 @@ def read_run(path: str | os.PathLike) -> Run:
 
 
 def _logs(folder: Path) -> list[dict[str, Any]]:
-    states = [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
-    found = [json.loads(state.read_text(encoding="utf-8")) for state in states if state.exists()]
-    latest = max(found, key=lambda state: state["global_step"], default={"log_history": []})
-    return [log for log in latest["log_history"] if "step" in log]
+    """The folder's own log, or that of its latest checkpoint where it has none or is the beginning of that one."""
+    own = _state(folder / "trainer_state.json")
+    states = [state for file in folder.glob("checkpoint-*/trainer_state.json") if (state := _state(file))]
+    latest = max(states, key=lambda state: state["global_step"], default={"log_history": []})
+    logs = [log for log in latest["log_history"] if "step" in log]
+    if own is None:
+        return logs
+    mine = [log for log in own["log_history"] if "step" in log]
+    told = [log for log in mine if "train_runtime" not in log]  # which ends a run, and not one that goes on
+    return logs if len(logs) > len(told) and logs[: len(told)] == told else mine
+
+
+def _state(file: Path) -> dict[str, Any] | None:
+    """A trainer_state.json; None where there is none, or it was cut off by a crash."""
+    if not file.exists():
+        return None
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        return {"global_step": state["global_step"], "log_history": list(state["log_history"])}
+    except (ValueError, TypeError, KeyError) as error:
+        _warn(f"'{file}' cannot be read and is passed over ({error}).")
+        return None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, OIALRWarning, stacklevel=4)

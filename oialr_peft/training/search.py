@@ -17,6 +17,9 @@ def oialr_search_space(trial: Any) -> dict[str, float]:
     trainer.hyperparameter_search(hp_space=oialr_search_space, backend="optuna", direction="minimize", n_trials=20)
     ```
 
+    Give these three as fractions in the TrainingArguments (`weight_decay=0.0`): transformers casts what a trial tries
+    to the type that is there, so a whole number would round it.
+
     Args:
         trial: an `optuna.Trial`.
     """

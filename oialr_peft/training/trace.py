@@ -53,16 +53,19 @@ def _append(path: Path, line: str) -> None:
         file.write(line.encode() + b"\n")
 
 
+_NEEDED = ("ranks", "changed", "seconds")  # of an update, in traces of every version
+
+
 def read_trace(path: str | os.PathLike) -> list[dict]:
     """The updates of a trace by step. From a step on that was run again after a resume, the last run counts.
 
-    A line that was cut off by a crash is left out.
+    A line that was cut off by a crash, or tells of something else, is left out.
     """
     updates: list[dict] = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             update = json.loads(line)
-            step = update["step"]
+            step, _ = update["step"], [update[name] for name in _NEEDED]
             while updates and updates[-1]["step"] >= step:
                 updates.pop()
             updates.append(update)

@@ -1,11 +1,12 @@
 """`oialr report`: one page about a real run, with all that it recorded and nothing from elsewhere."""
 
+import json
 import re
 from xml.etree import ElementTree
 
 import pytest
 
-from oialr_peft import OIALRCallback
+from oialr_peft import OIALRCallback, OIALRWarning
 from oialr_peft.cli import main
 from oialr_peft.report.page import report_page, write_report
 from oialr_peft.report.run import Run, read_run
@@ -80,3 +81,45 @@ def test_a_folder_without_a_run_is_refused(made, message, tmp_path, capsys):
         main(["report", str(folder)])
     assert message in capsys.readouterr().err
     assert not (folder / "report.html").exists()
+
+
+def state(folder, losses, ended=False):
+    folder.mkdir(exist_ok=True)
+    logs = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+    ends = [{"step": len(losses), "train_runtime": 1.0}] if ended else []
+    content = {"global_step": len(losses), "log_history": [*logs, *ends]}
+    (folder / "trainer_state.json").write_text(json.dumps(content))
+
+
+def traced(folder, name="trace.jsonl", steps=(2,)):
+    update = {"ranks": {"a": 2}, "full_ranks": {"a": 4}, "changed": {}, "seconds": 0.1}
+    (folder / name).write_text("".join(json.dumps({**update, "step": step}) + "\n" for step in steps))
+
+
+def test_of_two_runs_in_a_folder_the_last_one_is_told_and_of_one_that_went_on_all(tmp_path):
+    traced(tmp_path)
+    state(tmp_path / "checkpoint-4", [3.0, 2.0, 1.5, 1.2])
+    state(tmp_path, [2.9, 2.8], ended=True)
+    assert read_run(tmp_path).series("loss") == ([1, 2], [2.9, 2.8])  # another run, later and shorter
+    state(tmp_path, [3.0, 2.0], ended=True)
+    assert read_run(tmp_path).series("loss")[1] == [3.0, 2.0, 1.5, 1.2]  # the beginning of the same
+
+
+def test_files_that_are_no_trace_and_states_that_were_cut_off_are_passed_over(tmp_path):
+    traced(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    state(tmp_path / "checkpoint-2", [3.0, 2.0])
+    state(tmp_path / "checkpoint-3", [3.0, 2.0, 1.0])
+    broken = tmp_path / "checkpoint-3" / "trainer_state.json"
+    broken.write_text(broken.read_text()[:40])
+    with pytest.warns(OIALRWarning, match=r"checkpoint-3.*cannot be read and is passed over"):
+        run = read_run(tmp_path)
+    assert run.series("loss")[1] == [3.0, 2.0]
+    assert [update["step"] for update in run.updates] == [2]
+
+
+def test_several_traces_are_told(tmp_path):
+    traced(tmp_path, "a.jsonl", steps=(1, 2))
+    traced(tmp_path, "b.jsonl")
+    with pytest.warns(OIALRWarning, match=r"several traces \(a.jsonl, b.jsonl\)"):
+        assert len(read_run(tmp_path).updates) == 2

@@ -29,7 +29,7 @@ def test_a_line_that_a_crash_cut_off_does_not_take_the_next_one_with_it(tmp_path
 
 def test_a_line_cut_inside_a_letter_or_of_another_kind_is_left_out(tmp_path):
     path = tmp_path / "trace.jsonl"
-    path.write_bytes(b'{"step": 1, "name": "\xc3\n[1, 2]\n{"other": 1}\n7\n')
+    path.write_bytes(b'{"step": 1, "name": "\xc3\n[1, 2]\n{"other": 1}\n7\n{"step": 1, "loss": 2.0}\n')
     Trace(path, new=False).append(report(2))
     assert [update["step"] for update in read_trace(path)] == [2]
 
