@@ -19,9 +19,10 @@ PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest --numprocesses $(JO
 demo: $(VENV)/.installed  ## handwritten digits, dense and OIALR, in about a minute
 	$(KEEP_BUFFERS) $(BIN)/python examples/demo/run.py --output outputs/demo
 
+AUTOFORMER := outputs/autoformer$(if $(DATA),-$(firstword $(subst ., ,$(notdir $(DATA)))))
 autoformer: $(VENV)/.installed  ## the Autoformer example; DATA=path/to/ETTm2.csv.gz for the real series
-	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output outputs/autoformer
-	@echo "Table above; figures, models and traces in outputs/autoformer (ranks.png, results.json)."
+	$(KEEP_BUFFERS) $(BIN)/python examples/autoformer/run.py $(if $(DATA),--data $(DATA)) --output $(AUTOFORMER)
+	@echo "Table above; figures, models and traces in $(AUTOFORMER) (ranks.png, results.json)."
 
 test: $(VENV)/.installed  ## the suite, about ten minutes on two cores; JOBS=1 to see one test at a time
 	$(PYTEST) -m "not slow"

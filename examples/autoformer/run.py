@@ -11,7 +11,7 @@ from baselines import baseline_errors
 from data import load_series
 from model import build_model
 from report import print_table, write_json
-from settings import Settings, option
+from settings import Settings, earlier_results, option
 from train import METHODS, check_oialr, model_config, train_one
 from transformers import HfArgumentParser
 from windows import Splits, make_splits
@@ -49,18 +49,23 @@ def prepare(settings: Settings, methods: list[str]) -> Splits:
 
 
 def compare(methods: list[str], settings: Settings) -> dict[str, object]:
-    """Runs the trivial predictors and `methods`, writes everything to `settings.output`, returns results.json."""
-    splits = prepare(settings, methods)
+    """Runs the trivial predictors and `methods`, writes everything to `settings.output`, returns results.json.
+
+    What the folder has of other methods, with the same settings, is kept.
+    """
     folder = Path(settings.output)
+    earlier = earlier_results(folder, settings)
+    splits = prepare(settings, methods)
     baselines = baseline_errors(splits.test)
-    runs = []
+    runs = [run for run in earlier["runs"] if run["method"] not in methods] if earlier else []
     for method in methods:
         runs.append(train_one(method, settings, splits))
         results = {"settings": asdict(settings), "trivial predictors": baselines, "runs": runs}
         write_json(folder / "results.json", results)
     title = f"{settings.data or 'synthetic series'}, {splits.protocol} rows, horizon {settings.horizon}, test split"
     print_table(title, baselines, runs)
-    plot_trace(folder / "oialr" / "trace.jsonl", folder / "ranks.png")
+    if "oialr" in methods:
+        plot_trace(folder / "oialr" / "trace.jsonl", folder / "ranks.png")
     return results
 
 

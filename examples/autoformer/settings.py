@@ -1,6 +1,8 @@
 """Every choice of one training run, as command-line flags and as the record in its results."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -58,3 +60,23 @@ class Settings:
                 setattr(self, name, value)
         if self.ffn is None:
             self.ffn = 4 * self.d_model
+
+
+def earlier_results(folder: Path, settings: Settings) -> dict[str, Any] | None:
+    """What an earlier run with these settings left in a folder, None where there is nothing.
+
+    Raises:
+        ValueError: the folder has the results of other settings.
+    """
+    file = folder / "results.json"
+    if not file.exists():
+        return None
+    results, now = json.loads(file.read_text()), asdict(settings)
+    unlike = [name for name in now if name != "output" and results["settings"].get(name) != now[name]]
+    if unlike:
+        name = unlike[0]
+        raise ValueError(
+            f"output: '{folder}' has the results of other settings ({name}: {results['settings'].get(name)!r} there, "
+            f"{now[name]!r} now); give another folder, or remove it."
+        )
+    return results

@@ -3,11 +3,12 @@
     python sweep.py --data ETTm2.csv.gz --rates 1e-5,3e-5,1e-4 --seeds 0,1,2 --output sweep
 
 Both methods run with every learning rate at the first seed; each keeps the rate with the lowest validation MSE after
-the last epoch, and runs with that one at the other seeds. Test figures choose nothing. What has a results.json is not
-run again; all other flags are handed on.
+the last epoch, and runs with that one at the other seeds. Test figures choose nothing. What has a results.json of the
+same settings is not run again; all other flags are handed on.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from statistics import mean, stdev
 from typing import Any, cast
 
 from report import write_json
-from settings import Settings, option
+from settings import Settings, earlier_results, option
 from tqdm.auto import tqdm
 from train import METHODS
 from transformers import HfArgumentParser
@@ -66,14 +67,24 @@ def run_one(grid: Grid, method: str, rate: str, seed: str, flags: list[str]) -> 
     """Runs run.py for one method, learning rate and seed unless the results are there; its log lies beside them.
 
     Raises:
+        ValueError: the results that are there are of other flags.
         RuntimeError: the process failed; the message names its log.
     """
-    folder = grid.folder(method, rate, seed)
-    if (folder / "results.json").exists():
+    folder, own = grid.folder(method, rate, seed), ["--learning_rate", rate, "--seed", seed]
+    (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses([*flags, *own])
+    if earlier_results(folder, settings) is not None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name("run.py")), *flags, "--methods", method]
-    command += ["--learning_rate", rate, "--seed", seed, "--output", str(folder)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("run.py")),
+        *flags,
+        "--methods",
+        method,
+        *own,
+        "--output",
+        str(folder),
+    ]
     with open(folder / "log.txt", "a") as log:
         code = subprocess.call(command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT})
     if code:
@@ -86,6 +97,11 @@ def validation(grid: Grid) -> dict[str, dict[str, float]]:
     return {
         method: {rate: grid.record(method, rate, first)["validation_mse"][-1] for rate in rates} for method in METHODS
     }
+
+
+def best_rate(by_rate: dict[str, float]) -> str:
+    """The rate with the lowest error; a run that diverged is the worst."""
+    return min(by_rate, key=lambda rate: (math.isnan(by_rate[rate]), by_rate[rate]))
 
 
 def aggregate(grid: Grid, chosen: dict[str, str]) -> dict[str, Any]:
@@ -131,7 +147,7 @@ def main() -> None:
     check_flags(flags)
     first, *rest = grid.seeds.split(",")
     run_all(grid, [(method, rate, first) for rate in grid.rates.split(",") for method in METHODS], flags, "rates")
-    chosen = {method: min(by_rate, key=by_rate.__getitem__) for method, by_rate in validation(grid).items()}
+    chosen = {method: best_rate(by_rate) for method, by_rate in validation(grid).items()}
     run_all(grid, [(method, rate, seed) for seed in rest for method, rate in chosen.items()], flags, "seeds")
     write_json(Path(grid.output) / "results.json", aggregate(grid, chosen))
 

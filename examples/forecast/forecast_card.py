@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from statistics import mean, stdev
@@ -31,7 +32,8 @@ def chosen_runs(record: dict[str, Any], method: str) -> list[dict[str, Any]]:
     own = [run for run in record["runs"] if run["method"] == method]
     if not own:
         return []
-    rate = min((run for run in own if run["seed"] == own[0]["seed"]), key=lambda run: run["validation"])["rate"]
+    first = {run["rate"]: run["validation"] for run in own if run["seed"] == own[0]["seed"]}
+    rate = min(first, key=lambda each: (math.isnan(first[each]), first[each]))
     return sorted((run for run in own if run["rate"] == rate), key=lambda run: run["seed"])
 
 

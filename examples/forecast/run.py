@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -48,9 +49,10 @@ def arguments() -> argparse.Namespace:
 
 
 def best_rate(runs: list[dict[str, Any]], method: str) -> float:
-    """The rate with the lowest validation error at the method's first seed."""
+    """The rate with the lowest validation error at the method's first seed; a run that diverged is the worst."""
     own = [run for run in runs if run["method"] == method]
-    return min((run for run in own if run["seed"] == own[0]["seed"]), key=lambda run: run["validation"])["rate"]
+    first = {run["rate"]: run["validation"] for run in own if run["seed"] == own[0]["seed"]}
+    return min(first, key=lambda rate: (math.isnan(first[rate]), first[rate]))
 
 
 def main() -> None:
@@ -58,6 +60,8 @@ def main() -> None:
     torch.set_num_threads(1)
     plan = Plan(**{field.name: getattr(parsed, field.name) for field in fields(Plan)})
     splits = make_splits(load_series(parsed.data), plan.context, plan.horizon, plan.context // 2)
+    if len(splits.train) < plan.batch:
+        raise SystemExit(f"--batch must be at most the {len(splits.train)} training windows; got {plan.batch}.")
 
     def facts() -> dict[str, Any]:
         linear = linear_errors(splits.train, splits.validation, splits.test)

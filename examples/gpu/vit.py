@@ -169,6 +169,8 @@ def main() -> None:
     parsed = parser.parse_args()
     parsed.batch = parsed.batch or (256 if parsed.data else 16)
     data = {name: load_split(parsed.data, name, parsed.device) for name in ("train", "test")}
+    if len(data["train"][0]) < parsed.batch:
+        raise SystemExit(f"--batch must be at most the {len(data['train'][0])} images to train; got {parsed.batch}.")
     model, curve = train(parsed, data)
     dense = sum(p.numel() for p in make_model(parsed.size).parameters())
     facts = {"method": parsed.method, "seed": parsed.seed, "curve": curve, "accuracy": curve[-1][2]}

@@ -3,7 +3,8 @@
     python run.py --text input.txt --trials 12 --output tuning
     python run.py --text input.txt --trials 12 --output tuning   # again, or elsewhere: goes on
 
-The study is a file in the output folder, so that a search that was stopped goes on, and several processes share one.
+The study is a file in the output folder, so that a search that was stopped goes on, and several processes share one:
+give each another `--seed`, or their first trials are the same. What was killed half-way does not count as a trial.
 Trials are judged, and pruned, by the loss on validation text. The setting that won and the default are then trained
 with new seeds, and judged on validation and test text. Needs the extra `tuning`.
 """
@@ -34,6 +35,7 @@ from timing import environment
 
 
 CONTEXT, WIDTH, LAYERS, BATCH = 32, 64, 2, 16
+ENDED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 DEFAULT = {"learning_rate": 5e-4, "weight_decay": 0.01, "max_grad_norm": 1.0}
 DEFAULT_FIELDS = {
     "delay": 0.3,
@@ -88,22 +90,31 @@ def make_trainer(
 
 
 def search(parsed: argparse.Namespace, make: Callable[[Any], nn.Module], data: dict[str, Windows]) -> optuna.Study:
-    """The study after its trials; those of earlier runs count."""
-    storage = f"sqlite:///{parsed.output / 'study.db'}"
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
-    sampler = optuna.samplers.TPESampler(seed=parsed.seed, n_startup_trials=4)
-    study = {"study_name": "oialr", "storage": storage, "load_if_exists": True, "pruner": pruner, "sampler": sampler}
-    done = len(optuna.create_study(direction="minimize", **study).trials)
-    if done < parsed.trials:
+    """The study once it has its trials; those of earlier runs and of other processes count.
+
+    Raises:
+        SystemExit: the study in the folder is of trials of another length.
+    """
+    place: Any = {"study_name": "oialr", "storage": f"sqlite:///{parsed.output / 'study.db'}", "load_if_exists": True}
+    study = optuna.create_study(direction="minimize", **place)
+    if (steps := study.user_attrs.get("steps", parsed.steps)) != parsed.steps:
+        raise SystemExit(f"The study in '{parsed.output}' is of trials of {steps} steps, not {parsed.steps}.")
+    study.set_user_attr("steps", parsed.steps)
+    while len(study.get_trials(states=ENDED)) < parsed.trials:
+        # A sampler that begins anew would repeat its first trials, so each gets a seed of its own.
+        sampler = optuna.samplers.TPESampler(seed=parsed.seed + len(study.trials), n_startup_trials=4)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
         make_trainer(parsed, make, data).hyperparameter_search(
             hp_space=oialr_search_space,
             direction="minimize",
             backend="optuna",
-            n_trials=parsed.trials - done,
+            n_trials=1,
             compute_objective=lambda metrics: metrics["eval_loss"],
-            **study,
+            sampler=sampler,
+            pruner=pruner,
+            **place,
         )
-    return optuna.load_study(study_name="oialr", storage=storage)
+    return study
 
 
 def judge(
@@ -127,10 +138,10 @@ def main() -> None:
     """Searches, compares, writes results.json and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=12, help="of the study in all, earlier ones counted")
+    parser.add_argument("--trials", type=int, default=12, help="of the study in all, ended ones counted")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3, help="of the comparison")
-    parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument("--seed", type=int, default=0, help="of the search; another for each process")
     parser.add_argument("--output", type=Path, required=True)
     parsed = parser.parse_args()
     parsed.output.mkdir(parents=True, exist_ok=True)
@@ -143,7 +154,7 @@ def main() -> None:
 
     study = search(parsed, lambda trial: make(oialr_fields(trial)), data)
     rate = {"learning_rate": study.best_params["learning_rate"]}
-    states = [trial.state.name for trial in study.trials]
+    states = [trial.state.name for trial in study.get_trials(states=ENDED)]
     results = {
         **environment(),
         "steps": parsed.steps,

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from oialr_peft import OIALRCallback, OIALRConfig, save_compressed
+from oialr_peft.checkpoint import last_complete_checkpoint
 
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -144,7 +145,7 @@ def main() -> None:
         compute_metrics=top_1,
         callbacks=callbacks,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(parsed.output))
     print(f"top-1 {trainer.evaluate()['eval_top_1']:.4f}")
     if trainer.is_world_process_zero():
         save_compressed(model, parsed.output / "model") if callbacks else model.save_pretrained(

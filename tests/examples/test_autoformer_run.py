@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,21 @@ def test_one_run_compares_both_methods_and_the_trivial_predictors(comparison: tu
     assert len((folder / "oialr" / "trace.jsonl").read_text().splitlines()) == 5
     assert (folder / "oialr" / "adapter_model.safetensors").exists()
     assert (folder / "dense" / "model.safetensors").exists()
+
+
+def test_a_later_run_keeps_what_the_folder_has_and_does_not_mix_settings(
+    comparison: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(comparison[0], tmp_path / "out")
+    before = runs(folder)
+    result = run("run.py", tmp_path, *SMALL, "--methods", "dense", "--output", "out")
+    assert result.returncode == 0, result.stderr
+    after = runs(folder)
+    assert after["oialr"] == before["oialr"]
+    assert after["dense"]["test_mse"] == pytest.approx(before["dense"]["test_mse"])
+    result = run("run.py", tmp_path, *SMALL, "--methods", "dense", "--output", "out", "--seed", "7")
+    assert "has the results of other settings (seed: 2021 there, 7 now)" in result.stderr
+    assert runs(folder) == after
 
 
 def test_settings_that_do_not_go_together_end_before_the_dense_run(tmp_path: Path) -> None:

@@ -1,18 +1,22 @@
 """The sweep's runs, its resuming and its choice of a learning rate, without training."""
 
 import json
+import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import sweep
 from report import write_json
-from sweep import Grid, check_flags, main, run_one
+from settings import Settings
+from sweep import Grid, best_rate, check_flags, main, run_one
 
 
-def leave_result(folder: Path, validation: float, test: float) -> None:
+def leave_result(folder: Path, validation: float, test: float, **settings: object) -> None:
     run = {name: test for name in sweep.FIGURES} | {"validation_mse": [9.0, validation]}
-    write_json(folder / "results.json", {"settings": {}, "trivial predictors": {}, "runs": [run]})
+    content = {"settings": asdict(Settings(**settings)), "trivial predictors": {}, "runs": [run]}
+    write_json(folder / "results.json", content)
 
 
 def flag(command: list[str], name: str) -> str:
@@ -31,8 +35,10 @@ def test_a_finished_run_is_skipped_and_a_failed_one_names_its_log(
     calls: list[list[str]] = []
     monkeypatch.setattr(sweep.subprocess, "call", lambda command, **_: calls.append(command) or 1)
     grid = Grid(str(tmp_path))
-    leave_result(grid.folder("dense", "1e-4", "0"), 1.0, 1.0)
+    leave_result(grid.folder("dense", "1e-4", "0"), 1.0, 1.0, learning_rate=1e-4, seed=0, output="elsewhere")
     run_one(grid, "dense", "1e-4", "0", [])
+    with pytest.raises(ValueError, match=r"other settings \(horizon: 96 there, 192 now\)"):
+        run_one(grid, "dense", "1e-4", "0", ["--horizon", "192"])
     assert calls == []
     with pytest.raises(RuntimeError, match=r"must end with code 0, got 1; read .*log\.txt"):
         run_one(grid, "oialr", "1e-4", "0", ["--d_model", "16"])
@@ -50,7 +56,8 @@ def test_rates_are_chosen_on_validation_per_method_and_only_those_run_at_other_s
         rate, seed = flag(command, "--learning_rate"), float(flag(command, "--seed"))
         # Dense does best on validation with 1e-4, OIALR with 1e-3; test figures point the other way.
         validation = float(rate) if flag(command, "--methods") == "dense" else 1 - float(rate)
-        leave_result(Path(flag(command, "--output")), validation, seed)
+        given = {"learning_rate": float(rate), "seed": int(seed), "ffn": 32}
+        leave_result(Path(flag(command, "--output")), validation, seed, **given)
         return 0
 
     monkeypatch.setattr(sweep.subprocess, "call", run)
@@ -69,3 +76,7 @@ def test_rates_are_chosen_on_validation_per_method_and_only_those_run_at_other_s
     assert len(calls) == 8  # 2 rates at seed 0, then 2 seeds of one rate each, for either method
     main()
     assert len(calls) == 8
+
+
+def test_a_rate_that_diverged_is_not_chosen() -> None:
+    assert best_rate({"1e-2": math.nan, "1e-3": 0.3, "1e-4": 0.4}) == "1e-3"

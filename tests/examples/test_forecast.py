@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.helpers.examples import ROOT, python
+from tests.helpers.examples import ROOT, python, refused
 
 
 FOLDER = ROOT / "examples" / "forecast"
@@ -67,3 +67,15 @@ def test_a_comparison_goes_on_where_it_stopped(model, series, tmp_path):
     assert [run["seed"] for run in record["runs"][10:]] == 5 * [1]
     assert set(record["trivial"]) == {"linear map", "context mean", "persistence"}
     assert all(run["held_share"] <= 0.6 for run in record["runs"] if run["method"] != "dense")
+    assert "at most" in refused(FOLDER, *given, "--batch", 4000)
+
+
+def test_a_rate_that_diverged_is_not_chosen():
+    code = """
+from run import best_rate
+from forecast_card import chosen_runs
+found = {8e-3: float("nan"), 1e-3: 0.3}
+runs = [{"method": "dense", "seed": 0, "rate": rate, "validation": value} for rate, value in found.items()]
+print(best_rate(runs, "dense"), chosen_runs({"runs": runs}, "dense")[0]["rate"])
+"""
+    assert python(FOLDER, "-c", code).split() == ["0.001", "0.001"]

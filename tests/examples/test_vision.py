@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.helpers.examples import ROOT, python
+from tests.helpers.examples import ROOT, python, refused
 
 
 FOLDER = ROOT / "examples" / "vision"
@@ -35,9 +35,9 @@ try:
 except ValueError as error:
     print(error)
 """
-    shapes, refused = python(FOLDER, "-c", code, tmp_path).splitlines()
+    shapes, said = python(FOLDER, "-c", code, tmp_path).splitlines()
     assert shapes == "[(20, 3, 32, 32), (10, 3, 32, 32), (10, 3, 32, 32)] [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]"
-    assert refused.startswith("data: 40 images are asked for, got 30")
+    assert said.startswith("data: 40 images are asked for, got 30")
 
 
 @pytest.mark.slow
@@ -52,6 +52,8 @@ def test_all_methods_are_compared(tmp_path):
     assert all(run["held_share"] <= 0.4 for run in runs if run["method"] != "dense")
     code = "import sys, pathlib, vision_card; print(vision_card.render(pathlib.Path(sys.argv[1])))"
     assert "OIALR, tuned" in python(FOLDER, "-c", code, output.parent)
+    given += ["--batch", 64, "--output", tmp_path / "other.json"]
+    assert "at most the 40 images" in refused(FOLDER, "run.py", "--data", tmp_path, "--model", "resnet", *given)
 
 
 @pytest.mark.slow

@@ -23,8 +23,19 @@ def data_with(*names: str) -> Path:
 
 def python(folder: Path, *arguments: object) -> str:
     """What `python ARGUMENTS` prints in a folder, with the package of this tree; it must end well."""
-    command = [sys.executable, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    ended = _ended(folder, arguments)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
+
+
+def refused(folder: Path, *arguments: object) -> str:
+    """What `python ARGUMENTS` says on standard error; it must not end well."""
+    ended = _ended(folder, arguments)
+    assert ended.returncode != 0, ended.stdout + ended.stderr
+    return ended.stderr
+
+
+def _ended(folder: Path, arguments: tuple[object, ...]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
