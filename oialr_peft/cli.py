@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for add in (_add_inspect, _add_plan, _add_report, _add_plot, _add_compress, _add_merge, _add_card):
         add(commands)
     parsed = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show is no failure
     try:
         parsed.run(parsed)
     except (OSError, ValueError) as error:

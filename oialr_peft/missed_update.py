@@ -27,7 +27,7 @@ class UpdateWatch:
     That is so at the first optimizer step if no `OIALRUpdater` was made, since a short run may end before an update is
     due, and with an updater once training goes past the second update's step without a call that counts. It counts the
     steps of whichever torch optimizer holds the core of `weight`, so it sees optimizer steps whatever the loop looks
-    like. It ends with the weight. Copies of the weight have none, but are noted in `copies`.
+    like. It ends with the weight. Copies of the weight have one of their own, and are noted in `copies`.
     """
 
     def __init__(self, weight: AdaptedWeight, limit: int) -> None:
@@ -79,12 +79,15 @@ class UpdateWatch:
             return "Ranks and bases stay as they are."
         return "The size of sigma's steps is not matched to a dense weight's (`lr_scale`), so they are small."
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        if (copy := memo.get(id(self._weight()))) is not None:
-            self.copies.add(copy)
+    def __deepcopy__(self, memo: dict[int, Any]) -> UpdateWatch | None:
+        if (copy := memo.get(id(self._weight()))) is None:
+            return None
+        self.copies.add(copy)
+        return UpdateWatch(copy, self.limit)
 
-    def __reduce__(self):
-        return type(None), ()
+    def __reduce__(self) -> tuple[Any, ...]:
+        weight = self._weight()
+        return (type(None), ()) if weight is None else (UpdateWatch, (weight, self.limit))
 
 
 # Watches end with their weights, but torch's hook stays: one that is removed while torch goes through its hooks, as

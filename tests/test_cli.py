@@ -1,5 +1,6 @@
 """The command `oialr`."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, ResNetConfig, ResNetModel
 
 import oialr_peft
-from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning, rank_report
 from oialr_peft.cli import main
 from tests.conftest import tiny_llama
 
@@ -204,3 +205,15 @@ def test_inspect_says_that_a_model_is_compressed_already(adapter, tmp_path, caps
     main(["compress", str(folder), str(tmp_path / "small")])
     main(["inspect", str(tmp_path / "small")])
     assert "This model is compressed already" in capsys.readouterr().out
+
+
+def test_a_terminal_of_few_letters_is_no_reason_to_fail(adapter, tmp_path, monkeypatch):
+    folder, model = adapter
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    main(["merge", str(folder), str(tmp_path / "größer")])
+    print(rank_report(model))
+    terminal.flush()
+    said = terminal.buffer.getvalue().decode("ascii")
+    assert "Written: " in said
+    assert "OIALR ranks" in said

@@ -36,7 +36,7 @@ def leave_out_bases(state_dict: Tensors, config: OIALRConfig, weights: Weights) 
             )
         rows.append(known)
     kept = {key: t for key, t in state_dict.items() if f".{U.name}." not in key and f".{VH.name}." not in key}
-    return {**kept, FINGERPRINTS: torch.tensor(rows)}
+    return {**kept, FINGERPRINTS: torch.tensor(rows, dtype=torch.float32, device="cpu")}
 
 
 def make_bases(state_dict: Tensors, config: OIALRConfig, weights: Weights) -> dict[str, torch.Tensor]:

@@ -96,7 +96,7 @@ def check_basis(name: str, basis: torch.Tensor) -> None:
     dtype = torch.float64 if basis.dtype == torch.float64 else torch.float32
     q = basis.detach().to(dtype)
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(*q.shape[:-2], q.shape[-1], 1, generator=generator, dtype=dtype).to(q.device)
+    probe = torch.randn(*q.shape[:-2], q.shape[-1], 1, generator=generator, dtype=dtype, device="cpu").to(q.device)
     off = float((q.mT @ (q @ probe) - probe).norm() / probe.norm())
     if not off <= _TOLERANCE.get(basis.dtype, 1e-2):
         raise ValueError(
@@ -203,7 +203,7 @@ def _check_kind(key: str, tensor: torch.Tensor, live: torch.Tensor) -> None:
         what = f"Tensor '{key}' of the adapter file is of {tensor.dtype}, expected {live.dtype}."
         raise ValueError(_unchanged(what))
     if kinds[0] and not bool(torch.isfinite(tensor).all()) and bool(torch.isfinite(live).all()):
-        raise ValueError(_unchanged(f"Tensor '{key}' of the adapter file is not finite."))
+        raise ValueError(_not_finite(key))
 
 
 def _check_values(key: str, tensor: torch.Tensor) -> None:
@@ -212,7 +212,26 @@ def _check_values(key: str, tensor: torch.Tensor) -> None:
             _unchanged(f"Tensor '{key}' of the adapter file is of {tensor.dtype}; factors are floating-point numbers.")
         )
     if not bool(torch.isfinite(tensor).all()):
-        raise ValueError(_unchanged(f"Tensor '{key}' of the adapter file is not finite."))
+        raise ValueError(_not_finite(key))
+
+
+def warn_if_broken(state_dict: Tensors) -> None:
+    """Say so where an adapter is saved that no one will be able to load."""
+    broken = [k for k, t in state_dict.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if broken:
+        warnings.warn(
+            f"'{broken[0]}' of the adapter that is saved is not finite ({len(broken)} tensors are not): training "
+            "diverged, and the file will be refused. Go back to an earlier checkpoint.",
+            OIALRWarning,
+            stacklevel=2,
+        )
+
+
+def _not_finite(key: str) -> str:
+    return (
+        f"Tensor '{key}' of the adapter file is not finite: training diverged before it was saved, or the file is "
+        "damaged. Take an earlier checkpoint; the model is unchanged."
+    )
 
 
 def _unchanged(what: str) -> str:

@@ -63,7 +63,7 @@ def cut_by_activations(core: torch.Tensor, rank: int, seen: Seen) -> tuple[Rotat
     projector = root @ leading @ (leading.mT @ inverse)
     if (rotation := rotate(work @ projector)) is None:
         return None
-    lost = torch.eye(work.shape[-1]).to(work) - projector
+    lost = torch.eye(work.shape[-1], dtype=work.dtype, device=work.device) - projector
     return rotation.cut(rank).to(core.device), _share(lost, coming, made)
 
 
@@ -99,7 +99,7 @@ class _Balanced(NamedTuple):
 def _balanced(core: torch.Tensor, seen: Seen) -> _Balanced | None:
     device = "cpu" if core.device.type == "mps" else core.device  # which had no eigh for long
     work = core.detach().to(device, working_dtype(core.dtype))
-    identity, plain = torch.eye(work.shape[-1]).to(work), work.mT @ work
+    identity, plain = torch.eye(work.shape[-1], dtype=work.dtype, device=work.device), work.mT @ work
     coming, made = _finite(seen.coming, work), _finite(seen.made, work)
     if coming is None and made is None:
         return None

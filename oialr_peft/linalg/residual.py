@@ -72,4 +72,4 @@ def _probe(matrix: torch.Tensor) -> float:
 
 def _draw(shape: Sequence[int], seed: int, like: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(_SEED + seed)
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(like.device)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64, device="cpu").to(like.device)

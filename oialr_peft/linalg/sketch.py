@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .rotation import Rotation
@@ -16,9 +18,9 @@ def sketch(rotation: Rotation) -> torch.Tensor:
 
     On the mean over the vectors the squared difference of two sketches is that of the factors.
     """
-    generator = torch.Generator().manual_seed(_SEED)
+    drawn: Any = {"generator": torch.Generator().manual_seed(_SEED), "dtype": torch.float32, "device": "cpu"}
     left, right = (
-        basis.mT @ torch.randn(*basis.shape[:-1], PROBES, generator=generator).to(basis)
+        basis.mT @ torch.randn(*basis.shape[:-1], PROBES, **drawn).to(basis)
         for basis in (rotation.left, rotation.right)
     )
     seen = left.mT @ right

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
@@ -13,7 +14,8 @@ from .update import SVD_FLOPS
 
 def measure_svd_gflops(size: int = 512, device: str | torch.device = "cpu") -> float:
     """1e9 of `SVD_FLOPS` x rows x cols x min per second, of the best of three SVDs of a (size, size) matrix."""
-    matrix = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    given: Any = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float32, "device": "cpu"}
+    matrix = torch.randn(size, size, **given).to(device)
     seconds = []
     for _ in range(3):
         began = time.perf_counter()

@@ -74,11 +74,11 @@ class TargetSize:
         """The ranks that make a layer smaller, and its present one; of zeros no direction is better than another."""
         present, norm = len(energy), float(energy[-1]) ** 0.5
         if not norm:
-            energy, norm = torch.arange(1, present + 1, dtype=energy.dtype), typical
+            energy, norm = torch.arange(1, present + 1, dtype=energy.dtype, device="cpu"), typical
         *groups, rows, cols = fact.shape
         dense, each = math.prod(fact.shape), math.prod(groups) * (rows + cols)
-        ranks = torch.arange(self._lowest(fact, present), present, self.multiple)
-        ranks = torch.cat([ranks[each * ranks < dense], torch.tensor([present])])
+        ranks = torch.arange(self._lowest(fact, present), present, self.multiple, device="cpu")
+        ranks = torch.cat([ranks[each * ranks < dense], torch.tensor([present], device="cpu")])
         return _Options(
             ranks, (each * ranks).clamp(max=dense), -norm / typical * (energy[ranks - 1] / energy[-1]).log()
         )

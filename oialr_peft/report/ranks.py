@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,14 @@ from ..layer import adapted_weights, oialr_layers
 from ..linalg import forward_multiplications
 from ..plain import ModelSize, model_size
 from ..weights import AdaptedWeight
+
+
+class _Text(io.StringIO):
+    """Text for standard output: rich draws with plain letters where that does not take others."""
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class RankReport:
                 f"{layer.compressed / layer.dense_parameters:.0%}",
                 f"{layer.flops / layer.dense_flops:.0%}",
             )
-        text = io.StringIO()
+        text = _Text()
         Console(file=text, width=140, force_jupyter=False).print(table)
         return text.getvalue()
 

@@ -39,7 +39,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, trace: str | os.PathLike | None = None, *, check: bool = False) -> None:
-        self.trace = None if trace is None else os.fspath(trace)
+        self.trace = None if trace is None else os.path.expanduser(trace)
         self.check = check
         self.progress: dict[str, int] = {"steps": 0}
         self.updater: OIALRUpdater | None = None

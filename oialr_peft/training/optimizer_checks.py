@@ -17,14 +17,20 @@ def check_optimizer(
     """Raise where the optimizer would not train the adapter; moments of another rank start afresh, with a warning.
 
     Raises:
-        ValueError: the adapter is frozen or merged, or the optimizer does not hold its parameters.
+        ValueError: the adapter is frozen or merged, or the optimizer does not hold its parameters, or keeps one state
+            for all of them.
     """
     held = {id(p) for group in carrier.optimizer.param_groups for p in group["params"]}
     parameters = {name: weight.core for name, weight in weights.items()}
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
-    if frozen:
+    if len(frozen) == len(parameters):
         raise ValueError(
             f"The OIALR adapter is frozen ('{frozen[0]}'). Load it with `is_trainable=True` to train it further."
+        )
+    if frozen:
+        raise ValueError(
+            f"{len(frozen)} of {len(parameters)} layers of the OIALR adapter are frozen, first '{frozen[0]}', and "
+            "updates would cut them all the same. Leave them out with `exclude_modules`."
         )
     if merged := [name for name, layer in layers.items() if name in weights and layer.merged]:
         raise ValueError(f"The OIALR adapter is merged ('{merged[0]}'). Call `unmerge_adapter()` to train it.")
@@ -32,6 +38,12 @@ def check_optimizer(
         raise ValueError(
             f"The optimizer does not hold the OIALR parameters of {len(missing)} of {len(parameters)} layers, "
             f"first '{missing[0]}'. Create the optimizer after the adapter, from `model.parameters()`."
+        )
+    flat = any(cls.__name__ == "LBFGS" for cls in type(carrier.optimizer).__mro__)
+    if flat and any(weight.base is None for weight in weights.values()):
+        raise ValueError(
+            "LBFGS keeps the history of all parameters as one flat vector, which does not fit any more once a rank "
+            "falls. Train an OIALR adapter with an optimizer that has a state per parameter, such as AdamW or Muon."
         )
     if stale := carrier.drop_stale(parameters):
         warnings.warn(

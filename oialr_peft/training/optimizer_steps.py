@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -83,6 +83,14 @@ class OptimizerSteps:
     def any(self) -> bool:
         """Whether there was one at all."""
         return self._counter.total > self._began
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles would count the steps of an optimizer that is not theirs."""
+        raise TypeError(
+            "An OIALRUpdater counts the steps of its own optimizer, so it cannot be copied or pickled. Copy model and "
+            "optimizer, make an updater for them, and hand the state over: "
+            "`OIALRUpdater(model, optimizer).load_state_dict(updater.state_dict())`."
+        )
 
     def since_last_asked(self) -> int:
         """How many steps were taken since the last call of this, which comes between steps."""

@@ -49,7 +49,7 @@ class StabilityCallback(TrainerCallback):
     def __init__(self, path: str | os.PathLike, every: int | None = None) -> None:
         if every is not None and every < 1:
             raise ValueError(f"`every` counts optimizer steps and must be at least 1; got {every}. None: each epoch.")
-        self.path, self.every = Path(path), every
+        self.path, self.every = Path(path).expanduser(), every
         self._points: list[dict[str, Any]] = []
         self._parts: dict[str, Parts] = {}
         self._warned: set[str] = set()

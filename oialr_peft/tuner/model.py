@@ -22,6 +22,7 @@ from ..memory import release_memory
 from ..missed_update import UpdateWatch
 from .given import as_given, note_chosen
 from .remarks import remarks
+from .rules import refuse_beside, refuse_to_merge_shared
 from .start import starting_weight
 from .targets import TargetSelection, choose_targets, with_target
 from .together import shared_starts
@@ -80,6 +81,11 @@ class OIALRModel(BaseTuner):
             # PEFT's low_cpu_mem_usage replaces every loaded Parameter by its own, tied ones too.
             self.register_load_state_dict_post_hook(_tie_weights)
 
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        layers = oialr_layers(self.model)
+        refuse_to_merge_shared({name: layers[name] for name in adapted_weights(self.model)})
+
     def disable_adapter_layers(self) -> None:
         self._check_base_is_intact("disabling the adapter")
         super().disable_adapter_layers()
@@ -107,17 +113,11 @@ class OIALRModel(BaseTuner):
         super()._check_new_adapter_config(config)
         if len(self.peft_config) < 2:
             return
-        others = [other for other in self.peft_config.values() if isinstance(other, OIALRConfig)]
-        for field, rule in (
-            ("train_rest", "the rest of the model can belong to one adapter only"),
-            ("frees_base", "a freed base weight leaves nothing for a second adapter"),
-        ):
-            if any(getattr(other, field) for other in others):
-                self.peft_config = {k: v for k, v in self.peft_config.items() if v is not config}
-                raise ValueError(
-                    f"Several OIALR adapters need `train_rest=False` and kept base weights in all of them: {rule}. "
-                    "Create each with OIALRConfig(keep_base_weights=True, train_rest=False)."
-                )
+        try:
+            refuse_beside([other for other in self.peft_config.values() if isinstance(other, OIALRConfig)])
+        except ValueError:
+            self.peft_config = {k: v for k, v in self.peft_config.items() if v is not config}
+            raise
 
     def _prepare_adapter_config(self, peft_config: OIALRConfig, model_config: dict) -> OIALRConfig:
         return peft_config  # target_modules=None is resolved in _prepare_model, which sees the model
@@ -214,6 +214,7 @@ class OIALRModel(BaseTuner):
         """The adapter's tensors and BatchNorm's, with `train_rest` all the rest; notes the ranks in the config."""
         from ..checkpoint.bases import leave_out_bases
         from ..checkpoint.rest import cut_to_live, rest_keys, running_statistics  # on first use, as below
+        from ..checkpoint.tensors import warn_if_broken
         from ..workers.saving import gathered
 
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
@@ -226,6 +227,7 @@ class OIALRModel(BaseTuner):
                 cut_to_live(selected, name, adapter_name, rank)
         config.ranks = {name: weight.rank if weight.is_factored else None for name, weight in weights.items()}
         config.one_sided = {name: weight.form.side for name, weight in weights.items() if weight.form.side} or None
+        warn_if_broken(selected)
         return leave_out_bases(selected, config, weights)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -93,6 +94,10 @@ def check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
         raise ValueError(f"Target module '{name}' {reason}. Leave it out with `exclude_modules`.")
     for target, shape, weight, _ in targets_of(name, layer):
         full = min(shape[-2:])
+        if not math.prod(shape):
+            raise ValueError(
+                f"Target module '{target}' holds no values: {shape}. Leave it out with `exclude_modules`."
+            )
         if (rank := initial_rank(target, full, config)) > full:
             raise ValueError(
                 f"Rank {rank} of target module '{target}' is above min(out, in) = {full}. Lower `r`, give it as a "
@@ -107,6 +112,32 @@ def check(name: str, layer: nn.Module, config: OIALRConfig) -> None:
             raise ValueError(
                 f"The weight of target module '{target}' has non-finite entries and cannot be factorised. Check the "
                 "checkpoint it comes from, or leave it out with `exclude_modules`."
+            )
+
+
+def refuse_beside(others: Iterable[OIALRConfig]) -> None:
+    """Refuse a further adapter beside those that take the whole model, or leave it without its base."""
+    for field, rule in (
+        ("train_rest", "the rest of the model can belong to one adapter only"),
+        ("frees_base", "a freed base weight leaves nothing for a second adapter"),
+    ):
+        if any(getattr(other, field) for other in others):
+            raise ValueError(
+                f"Several OIALR adapters need `train_rest=False` and kept base weights in all of them: {rule}. "
+                "Create each with OIALRConfig(keep_base_weights=True, train_rest=False)."
+            )
+
+
+def refuse_to_merge_shared(layers: Mapping[str, OIALRLayer]) -> None:
+    """Refuse to put two adapters' weights in the place of one: the second would be added to, or replace, the first."""
+    first: dict[int, str] = {}
+    for name, layer in layers.items():
+        other = first.setdefault(id(layer.base_weight), name)
+        if other != name:
+            raise ValueError(
+                f"'{other}' and '{name}' share one weight, and the adapter has one for each of them, so it cannot be "
+                "merged. Leave one of them out with `exclude_modules`, or load the base model with "
+                "`tie_word_embeddings=False`."
             )
 
 

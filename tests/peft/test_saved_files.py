@@ -173,3 +173,12 @@ def test_the_file_tells_of_itself(tmp_path):
     torch.manual_seed(0)
     base = tiny_llama()
     assert output(PeftModel.from_pretrained(base, tmp_path), {"input_ids": tokens()}).isfinite().all()
+
+
+def test_an_adapter_that_diverged_is_told_of_when_it_is_saved_and_when_it_is_loaded(tmp_path):
+    model = adapter()
+    next(p for name, p in model.named_parameters() if "oialr_sigma" in name).data[0, 0] = float("inf")
+    with pytest.warns(OIALRWarning, match=r"oialr_sigma.* is not finite \(1 tensors are not\): training diverged"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is not finite: training diverged before it was saved"):
+        load(tmp_path)

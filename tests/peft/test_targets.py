@@ -240,3 +240,27 @@ def test_a_base_that_is_partly_on_disk_is_refused_with_a_delay_too(tmp_path):
     model = load(tmp_path / "base", device_map=places, offload_folder=str(tmp_path / "disk"))
     with pytest.raises(ValueError, match=r"layers\.1\..* is on the meta device \(offloaded"):
         get_peft_model(model, OIALRConfig(delay=2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"residual": True, "r": 4}])
+def test_a_weight_that_two_layers_share_is_merged_into_for_one_of_them_only(settings):
+    torch.manual_seed(0)
+    base = tiny_llama(tie_word_embeddings=True)
+    model = get_peft_model(
+        base, OIALRConfig(target_modules=["embed_tokens", "lm_head"], init_weights=False, **settings)
+    )
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError, match="embed_tokens' and 'lm_head' share one weight"):
+            merge()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    alone = get_peft_model(tiny_llama(tie_word_embeddings=True), OIALRConfig(target_modules=["lm_head"], **settings))
+    alone.merge_adapter()
+    alone.unmerge_adapter()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_values_is_refused(mlp):
+    mlp.middle = nn.Linear(0, 8)
+    with pytest.raises(ValueError, match=r"'middle' holds no values: \(8, 0\)"):
+        get_peft_model(mlp, OIALRConfig(target_modules=["middle"], r=0.5))

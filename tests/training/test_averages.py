@@ -157,7 +157,7 @@ def test_other_copies_are_left_alone():
     model = get_peft_model(MLP(), OIALRConfig(update_interval=2, layer_step=1.0))
     reference, best, twin = (copy.deepcopy(model) for _ in range(3))
     optimizer, other = (torch.optim.AdamW([p for p in m.parameters() if p.requires_grad]) for m in (model, twin))
-    updater = OIALRUpdater(model, optimizer)
+    updaters = OIALRUpdater(model, optimizer), OIALRUpdater(twin, other)
     kept = {name: value.clone() for name, value in reference.state_dict().items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error", OIALRWarning)
@@ -166,7 +166,8 @@ def test_other_copies_are_left_alone():
                 trains(X.float()).sum().backward()
                 steps.step()
                 steps.zero_grad()
-            updater.step()
+            for updater in updaters:
+                updater.step()
             best.load_state_dict(model.state_dict())
     assert all(torch.equal(value, kept[name]) for name, value in reference.state_dict().items())
 

@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+import pickle
 import warnings
 
 import pytest
@@ -172,3 +173,48 @@ def test_hooks_that_will_not_be_called_are_told_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error", OIALRWarning)
         get_peft_model(model, OIALRConfig(target_modules=["middle"], residual=True, r=2))
+
+
+@pytest.mark.parametrize("copying", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_an_updater_is_not_copied_its_state_goes_over(copying):
+    model, optimizer, updater = start()
+    train(model, optimizer, updater, range(4))
+    with pytest.raises(TypeError, match=r"cannot be copied or pickled.*load_state_dict"):
+        copying((model, optimizer, updater))
+    other, its_optimizer = copy.deepcopy((model, optimizer))
+    again = OIALRUpdater(other, its_optimizer, total_steps=100)
+    again.load_state_dict(updater.state_dict())
+    for trained in ((model, optimizer, updater), (other, its_optimizer, again)):
+        train(*trained, range(4, 16))
+    expected = other.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("copying", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_a_copy_that_trains_without_updates_is_told_of_and_one_with_them_is_not(copying):
+    model, _, _ = start(update_interval=1)
+    forgotten, attended = copying(model), copying(model)
+    optimizer = torch.optim.AdamW([p for p in attended.parameters() if p.requires_grad])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        train(attended, optimizer, OIALRUpdater(attended, optimizer), range(4))
+    optimizer = torch.optim.AdamW([p for p in forgotten.parameters() if p.requires_grad])
+    forgotten(INPUTS).square().mean().backward()
+    with pytest.warns(OIALRWarning, match="no OIALR update was made or is to come"):
+        optimizer.step()
+
+
+def test_an_optimizer_of_one_flat_state_is_refused_where_ranks_can_fall():
+    model, _, _ = start()
+    with pytest.raises(ValueError, match="LBFGS keeps the history of all parameters as one flat vector"):
+        OIALRUpdater(model, torch.optim.LBFGS([p for p in model.parameters() if p.requires_grad]))
+    added = get_peft_model(MLP(), OIALRConfig(residual=True, r=2))
+    OIALRUpdater(added, torch.optim.LBFGS([p for p in added.parameters() if p.requires_grad]))
+
+
+def test_an_adapter_that_is_frozen_in_part_is_refused_with_the_way_out():
+    model, optimizer, _ = start()
+    first = next(p for p in model.parameters() if p.requires_grad)
+    first.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"1 of \d layers of the OIALR adapter are frozen.*exclude_modules"):
+        OIALRUpdater(model, optimizer)

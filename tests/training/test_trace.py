@@ -5,7 +5,7 @@ import json
 import pytest
 from matplotlib import pyplot as plt
 
-from oialr_peft import OIALRCallback, OIALRWarning, UpdateReport
+from oialr_peft import OIALRCallback, OIALRWarning, StabilityCallback, UpdateReport
 from oialr_peft.report.plots import plot_ranks
 from oialr_peft.training.trace import Trace, read_trace
 from tests.training.runs import trainer
@@ -85,3 +85,10 @@ def test_what_a_run_did_before_it_was_resumed_earlier_does_not_count(tmp_path):
     for step in (4, 8, 12, 16, 10, 15):
         trace.append(report(step, step))
     assert [update["step"] for update in read_trace(tmp_path / "trace.jsonl")] == [4, 8, 10, 15]
+
+
+def test_a_home_folder_is_meant_as_in_training_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert OIALRCallback(trace="~/run/trace.jsonl").trace == str(tmp_path / "run" / "trace.jsonl")
+    assert StabilityCallback("~/stability.json").path == tmp_path / "stability.json"
