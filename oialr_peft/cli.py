@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -99,15 +98,12 @@ def _add_compress(commands: Any) -> None:
 
 
 def _compress(parsed: argparse.Namespace) -> None:
-    from .export.from_folder import load_with_base, processing_of
+    from .export.from_folder import load_to_write
     from .export.save import save_compressed
     from .plain import model_size
 
-    _check_output(parsed.output, parsed.adapter)
-    model = load_with_base(parsed.adapter)
-    base = model.active_peft_config.base_model_name_or_path
-    _check_output(parsed.output, base)
-    save_compressed(model, parsed.output, processing_class=processing_of(parsed.adapter, base))
+    model, processing = load_to_write(parsed.adapter, parsed.output)
+    save_compressed(model, parsed.output, processing_class=processing)
     print(f"Written: {parsed.output} ({model_size(model)})")
 
 
@@ -117,28 +113,13 @@ def _add_merge(commands: Any) -> None:
 
 
 def _merge(parsed: argparse.Namespace) -> None:
-    from .export.from_folder import load_with_base, processing_of
+    from .export.from_folder import load_to_write
 
-    _check_output(parsed.output, parsed.adapter)
-    model = load_with_base(parsed.adapter)
-    base = model.active_peft_config.base_model_name_or_path
-    _check_output(parsed.output, base)
-    processing = processing_of(parsed.adapter, base)
+    model, processing = load_to_write(parsed.adapter, parsed.output)
     model.merge_and_unload().save_pretrained(parsed.output)
     if processing is not None:
         processing.save_pretrained(parsed.output)
     print(f"Written: {parsed.output}")
-
-
-def _check_output(output: str, source: str) -> None:
-    """Refuse to write a model over what it is made from, or where it cannot be."""
-    if os.path.exists(output) and not os.path.isdir(output):
-        raise ValueError(f"FOLDER must be a folder, but '{output}' is a file.")
-    if os.path.exists(output) and os.path.isdir(source) and os.path.samefile(output, source):
-        raise ValueError(
-            f"The model would take the place of what it is made from: '{source}' has the adapter or its base model. "
-            "Give another FOLDER."
-        )
 
 
 def _add_writer(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> None:

@@ -99,9 +99,9 @@ class UpdateReport:
 
 def sampled(values: torch.Tensor) -> list[float]:
     """Singular values (..., rank) at 17 evenly spaced places or fewer, to five digits; of several groups the mean."""
-    mean = values.detach().float().reshape(-1, values.shape[-1]).mean(0)
-    places = torch.linspace(0, len(mean) - 1, min(len(mean), _POINTS), dtype=torch.float64, device=mean.device)
-    return [float(f"{value:.5g}") for value in mean[places.round().long()].tolist()]
+    mean = values.detach().float().reshape(-1, values.shape[-1]).mean(0).tolist()
+    places = torch.linspace(0, len(mean) - 1, min(len(mean), _POINTS), dtype=torch.float64, device="cpu").round()
+    return [float(f"{mean[int(place)]:.5g}") for place in places.tolist()]
 
 
 def _mean(ranks: dict[str, int]) -> float:

@@ -72,11 +72,11 @@ def earlier_results(folder: Path, settings: Settings) -> dict[str, Any] | None:
     if not file.exists():
         return None
     results, now = json.loads(file.read_text()), asdict(settings)
-    unlike = [name for name in now if name != "output" and results["settings"].get(name) != now[name]]
-    if unlike:
+    then = results["settings"]  # of an earlier version it may lack some
+    if unlike := [name for name in now if name != "output" and then.get(name, now[name]) != now[name]]:
         name = unlike[0]
         raise ValueError(
-            f"output: '{folder}' has the results of other settings ({name}: {results['settings'].get(name)!r} there, "
-            f"{now[name]!r} now); give another folder, or remove it."
+            f"output: '{folder}' has the results of other settings ({name}: {then[name]!r} there, {now[name]!r} now); "
+            "give another folder, or remove it."
         )
     return results

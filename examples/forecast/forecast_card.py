@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from sweep import MODELS
+from sweep import MODELS, best_rate
 
 
 HERE = Path(__file__).resolve().parent
@@ -32,8 +31,7 @@ def chosen_runs(record: dict[str, Any], method: str) -> list[dict[str, Any]]:
     own = [run for run in record["runs"] if run["method"] == method]
     if not own:
         return []
-    first = {run["rate"]: run["validation"] for run in own if run["seed"] == own[0]["seed"]}
-    rate = min(first, key=lambda each: (math.isnan(first[each]), first[each]))
+    rate = best_rate(own, method)
     return sorted((run for run in own if run["rate"] == rate), key=lambda run: run["seed"])
 
 

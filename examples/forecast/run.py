@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -26,6 +25,7 @@ from data import load_series
 from linear import linear_errors
 from models import TARGETS
 from record import Record
+from sweep import best_rate
 from training import METHODS, METHODS_OF, Plan, train
 from windows import make_splits
 
@@ -48,20 +48,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def best_rate(runs: list[dict[str, Any]], method: str) -> float:
-    """The rate with the lowest validation error at the method's first seed; a run that diverged is the worst."""
-    own = [run for run in runs if run["method"] == method]
-    first = {run["rate"]: run["validation"] for run in own if run["seed"] == own[0]["seed"]}
-    return min(first, key=lambda rate: (math.isnan(first[rate]), first[rate]))
-
-
 def main() -> None:
     parsed = arguments()
     torch.set_num_threads(1)
     plan = Plan(**{field.name: getattr(parsed, field.name) for field in fields(Plan)})
     splits = make_splits(load_series(parsed.data), plan.context, plan.horizon, plan.context // 2)
-    if len(splits.train) < plan.batch:
-        raise SystemExit(f"--batch must be at most the {len(splits.train)} training windows; got {plan.batch}.")
 
     def facts() -> dict[str, Any]:
         linear = linear_errors(splits.train, splits.validation, splits.test)

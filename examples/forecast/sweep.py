@@ -9,9 +9,11 @@ The first case of a model searches the rates, and 720 steps theirs; the others t
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +32,13 @@ def command(data: Path, cards: Path, model: str, case: str) -> list[str]:
     if case not in SEARCHED:
         given["rates-of"] = cards / model / f"{MODELS[model][0]}.json"
     return [f"--{name}={value}" for name, value in given.items()]
+
+
+def best_rate(runs: list[dict[str, Any]], method: str) -> float:
+    """The rate with the lowest validation error at the method's first seed; a run that diverged is the worst."""
+    own = [run for run in runs if run["method"] == method]
+    first = {run["rate"]: run["validation"] for run in own if run["seed"] == own[0]["seed"]}
+    return min(first, key=lambda rate: (math.isnan(first[rate]), first[rate]))
 
 
 def main() -> None:

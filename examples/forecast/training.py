@@ -114,6 +114,8 @@ def small_enough(model: Any, plan: Plan) -> bool:
 
 def batches(windows: Dataset, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
     """Shuffled epochs without end; the last, incomplete batch of each is left out."""
+    if len(windows) < size:
+        raise ValueError(f"batch: at most the {len(windows)} training windows, got {size}; lower it.")
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(windows), generator=generator).tolist()

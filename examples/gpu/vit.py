@@ -92,6 +92,8 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 def batches(split: Split, size: int, seed: int) -> Iterator[Split]:
     """Shuffled epochs without end; the last, incomplete batch of each is left out."""
     images, classes = split
+    if len(images) < size:
+        raise ValueError(f"batch: at most the {len(images)} images to train, got {size}; lower it.")
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(images), generator=generator).to(images.device)
@@ -169,8 +171,6 @@ def main() -> None:
     parsed = parser.parse_args()
     parsed.batch = parsed.batch or (256 if parsed.data else 16)
     data = {name: load_split(parsed.data, name, parsed.device) for name in ("train", "test")}
-    if len(data["train"][0]) < parsed.batch:
-        raise SystemExit(f"--batch must be at most the {len(data['train'][0])} images to train; got {parsed.batch}.")
     model, curve = train(parsed, data)
     dense = sum(p.numel() for p in make_model(parsed.size).parameters())
     facts = {"method": parsed.method, "seed": parsed.seed, "curve": curve, "accuracy": curve[-1][2]}

@@ -3,8 +3,8 @@
     python run.py --text input.txt --trials 12 --output tuning
     python run.py --text input.txt --trials 12 --output tuning   # again, or elsewhere: goes on
 
-The study is a file in the output folder, so that a search that was stopped goes on, and several processes share one:
-give each another `--seed`, or their first trials are the same. What was killed half-way does not count as a trial.
+The study is a file in the output folder, so that a search that was stopped goes on, and several processes share one;
+give each another `--seed`. A trial that was killed half-way does not count, one that diverged does, as the worst.
 Trials are judged, and pruned, by the loss on validation text. The setting that won and the default are then trained
 with new seeds, and judged on validation and test text. Needs the extra `tuning`.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +91,11 @@ def make_trainer(
     return Trainer(model_init=make, args=arguments, callbacks=[OIALRCallback()], **given)
 
 
+def loss_of(metrics: dict[str, float]) -> float:
+    """The validation loss; of a trial that diverged infinity, since Optuna counts one without a number as failed."""
+    return metrics["eval_loss"] if math.isfinite(metrics["eval_loss"]) else math.inf
+
+
 def search(parsed: argparse.Namespace, make: Callable[[Any], nn.Module], data: dict[str, Windows]) -> optuna.Study:
     """The study once it has its trials; those of earlier runs and of other processes count.
 
@@ -98,18 +105,22 @@ def search(parsed: argparse.Namespace, make: Callable[[Any], nn.Module], data: d
     place: Any = {"study_name": "oialr", "storage": f"sqlite:///{parsed.output / 'study.db'}", "load_if_exists": True}
     study = optuna.create_study(direction="minimize", **place)
     if (steps := study.user_attrs.get("steps", parsed.steps)) != parsed.steps:
-        raise SystemExit(f"The study in '{parsed.output}' is of trials of {steps} steps, not {parsed.steps}.")
+        raise SystemExit(
+            f"The study in '{parsed.output}' has trials of {steps} steps, not {parsed.steps}: give `--steps {steps}`, "
+            "or another --output."
+        )
     study.set_user_attr("steps", parsed.steps)
     while len(study.get_trials(states=ENDED)) < parsed.trials:
-        # A sampler that begins anew would repeat its first trials, so each gets a seed of its own.
-        sampler = optuna.samplers.TPESampler(seed=parsed.seed + len(study.trials), n_startup_trials=4)
+        # A sampler that begins anew with one seed would repeat its first trial.
+        seed = random.Random(f"{parsed.seed} {len(study.trials)}").getrandbits(32)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
         pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
         make_trainer(parsed, make, data).hyperparameter_search(
             hp_space=oialr_search_space,
             direction="minimize",
             backend="optuna",
             n_trials=1,
-            compute_objective=lambda metrics: metrics["eval_loss"],
+            compute_objective=loss_of,
             sampler=sampler,
             pruner=pruner,
             **place,

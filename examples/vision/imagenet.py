@@ -4,7 +4,8 @@
 
 The data is a folder of train/CLASS/*.JPEG and val/CLASS/*.JPEG, or the id of a Hub dataset with such splits. Not run
 on ImageNet by us: it was tried on small folders of generated images. The paper's ResNet-RS 101 is in timm alone, which
-needs a torchvision built for the same torch; transformers' ResNet-50 stands in for it.
+needs a torchvision built for the same torch; transformers' ResNet-50 stands in for it. The same command with --resume
+goes on from the last whole checkpoint.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in the output")
     parser.add_argument("--output", type=Path, required=True)
     parsed = parser.parse_args()
     set_seed(parsed.seed)
@@ -145,7 +147,7 @@ def main() -> None:
         compute_metrics=top_1,
         callbacks=callbacks,
     )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(parsed.output))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(parsed.output) if parsed.resume else None)
     print(f"top-1 {trainer.evaluate()['eval_top_1']:.4f}")
     if trainer.is_world_process_zero():
         save_compressed(model, parsed.output / "model") if callbacks else model.save_pretrained(

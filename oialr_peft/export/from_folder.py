@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import peft
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoProcessor
 
 from ..config import OIALRConfig
@@ -43,13 +44,37 @@ def load_with_base(source: str, *, is_trainable: bool = False) -> Any:
         )
     try:
         return _LOADERS[task].from_pretrained(source, is_trainable=is_trainable)
-    except (OSError, ValueError) as error:
-        if os.path.isdir(base) or base not in str(error):
+    except (OSError, HFValidationError) as error:
+        if os.path.isdir(base) or not isinstance(error.__cause__ or error, HFValidationError):
             raise
         raise ValueError(
-            f"'{base}', which the config of '{source}' names as its base model, cannot be loaded from here: {error}. "
-            "A relative path counts from the folder in which the command runs."
+            f"'{base}', which the config of '{source}' names as its base model, is no folder and no name of a "
+            "repository. A relative path counts from the folder in which the command runs."
         ) from error
+
+
+def load_to_write(source: str, output: str) -> tuple[Any, Any]:
+    """The adapter at `source` with its base model, and their tokenizer or processor, for a model to go to `output`.
+
+    Raises:
+        ValueError: as `load_with_base`; `output` is a file, or the folder of the adapter or of its base model, which
+            the new model would replace.
+    """
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise ValueError(f"A model is written into a folder, and '{output}' is a file.")
+    _refuse_same(output, source)
+    model = load_with_base(source)
+    base = model.active_peft_config.base_model_name_or_path
+    _refuse_same(output, base)
+    return model, processing_of(source, base)
+
+
+def _refuse_same(output: str, source: str) -> None:
+    if os.path.isdir(output) and os.path.isdir(source) and os.path.samefile(output, source):
+        raise ValueError(
+            f"The model would take the place of what it is made from: '{source}' has the adapter or its base model. "
+            "Give another folder."
+        )
 
 
 def processing_of(source: str, base: str) -> Any:

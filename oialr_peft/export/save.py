@@ -59,7 +59,8 @@ def save_compressed(
     Args:
         model: a model of transformers with an OIALR adapter, a PEFT model around one, a SentenceTransformer, or a
             model or pipeline of diffusers (no card is written then); each is loaded in its library's own way.
-        path: the folder; made if absent. What it holds of an earlier model is replaced, other files stay.
+        path: the folder; made if absent. What it holds of an earlier model, or of an adapter, is replaced; other files
+            stay.
         push_to_hub: upload what was written in one commit, which also removes an earlier model's files from the
             repository. Other files of the folder stay here. Default `False`.
         repo_id: name of the repository on the Hub; default the folder's name.

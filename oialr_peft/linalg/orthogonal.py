@@ -46,7 +46,7 @@ def stability(before: torch.Tensor, after: torch.Tensor) -> float:
     """How far a basis stayed: 1 where two polar factors agree, about 0 where they have nothing in common.
 
     trace(beforeᵀ after) / n, where n is the smaller of their ranks; for full rank this is the mean cosine between
-    matching columns. Of stacks of matrices it is the mean. 0 where one of them is the factor of zeros.
+    matching columns. Of stacks of matrices it is the mean, by their ranks. 0 where one of them is the factor of zeros.
     """
     rank = min(float(before.square().sum()), float(after.square().sum()))
     return float((before * after).sum()) / rank if rank else 0.0

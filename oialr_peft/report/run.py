@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,16 @@ def _logs(folder: Path) -> list[dict[str, Any]]:
     if own is None:
         return logs
     mine = [log for log in own["log_history"] if "step" in log]
-    told = [log for log in mine if "train_runtime" not in log]  # which ends a run, and not one that goes on
-    return logs if len(logs) > len(told) and logs[: len(told)] == told else mine
+    told = list(takewhile(lambda log: "train_runtime" not in log, mine))  # which ends a run, and not one that goes on
+    if len(logs) <= len(told):
+        return mine
+    if logs[: len(told)] == told:
+        return logs
+    _warn(
+        f"'{folder}' has two runs; its own trainer_state.json is told, not the longer one of its checkpoints. Give "
+        "each run a folder."
+    )
+    return mine
 
 
 def _state(file: Path) -> dict[str, Any] | None:

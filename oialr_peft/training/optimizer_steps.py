@@ -85,7 +85,7 @@ class OptimizerSteps:
         return self._counter.total > self._began
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles would count the steps of an optimizer that is not theirs."""
+        """Refuse, for the updater that holds this: its copy would wait for the steps of another's optimizer."""
         raise TypeError(
             "An OIALRUpdater counts the steps of its own optimizer, so it cannot be copied or pickled. Copy model and "
             "optimizer, make an updater for them, and hand the state over: "

@@ -21,6 +21,10 @@ from ..weights import AdaptedWeight
 from ..workers.sharding import is_sharded
 
 
+Weight = AdaptedWeight | torch.Tensor
+Shape = tuple[int, ...]
+
+
 class StabilityCallback(TrainerCallback):
     """Measures how far basis and mixing of every weight moved between two checkpoints, in the Trainer, for any model.
 
@@ -60,10 +64,11 @@ class StabilityCallback(TrainerCallback):
         self._points = _points_until(state.global_step, self.path) if state.global_step else []
         self._parts = self._measured(kwargs["model"])
         self._write()
-        if self.every is not None and state.global_step // self.every == state.max_steps // self.every:
+        if self.every and state.global_step // self.every == state.max_steps // self.every:
             self._warn_once(
-                f"StabilityCallback has nothing to measure: the run ends at step {state.max_steps}, before the first "
-                f"multiple of `every={self.every}`. Give it a smaller one."
+                "nothing to measure",
+                f"StabilityCallback has nothing to measure: the run ends at step {state.max_steps}, before the next "
+                f"multiple of `every={self.every}`. Give it a smaller one.",
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -89,26 +94,25 @@ class StabilityCallback(TrainerCallback):
         try:
             self._write()
         except OSError as error:
-            self._warn_once(f"{error} Training goes on; what was measured is written with the next checkpoint.")
+            self._warn_once("unwritten", f"{error} Training goes on; the next checkpoint tries again.")
 
     def _measured(self, model: nn.Module) -> dict[str, Parts]:
         """Of every weight that trains and is finite, by the name of its layer."""
         parts = {name: _parts_of(weight, shape) for name, (weight, shape) in _weights(model).items()}
         for name in [name for name, found in parts.items() if found is None]:
-            self._warn_once(f"The weight of '{name}' is not finite, so its stability is not measured.")
+            self._warn_once(name, f"The weight of '{name}' is not finite, so its stability is not measured.")
         return {name: found for name, found in parts.items() if found is not None}
 
     def _write(self) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self.path, json.dumps({"points": self._points}, indent=1).encode())
         except OSError as error:
             why = f"The file of StabilityCallback, '{self.path}', cannot be written ({error})."
             raise OSError(f"{why} Free space on the disk, or give it another `path`.") from error
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(message, OIALRWarning, stacklevel=4)
 
 
@@ -117,10 +121,6 @@ class Parts(NamedTuple):
 
     basis: torch.Tensor  # U Vᵀ
     mixing: torch.Tensor  # R of W = Q R
-
-
-Weight = AdaptedWeight | torch.Tensor
-Shape = tuple[int, ...]
 
 
 def _points_until(step: int, path: Path) -> list[dict[str, Any]]:

@@ -65,7 +65,9 @@ def read_trace(path: str | os.PathLike) -> list[dict]:
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             update = json.loads(line)
-            step, _ = update["step"], [update[name] for name in _NEEDED]
+            step = update["step"]
+            if not all(name in update for name in _NEEDED):
+                continue
             while updates and updates[-1]["step"] >= step:
                 updates.pop()
             updates.append(update)

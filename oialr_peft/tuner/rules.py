@@ -129,15 +129,15 @@ def refuse_beside(others: Iterable[OIALRConfig]) -> None:
 
 
 def refuse_to_merge_shared(layers: Mapping[str, OIALRLayer]) -> None:
-    """Refuse to put two adapters' weights in the place of one: the second would be added to, or replace, the first."""
+    """Refuse to put two weights in the place of one that two layers share: neither would be right."""
     first: dict[int, str] = {}
     for name, layer in layers.items():
         other = first.setdefault(id(layer.base_weight), name)
         if other != name:
             raise ValueError(
-                f"'{other}' and '{name}' share one weight, and the adapter has one for each of them, so it cannot be "
-                "merged. Leave one of them out with `exclude_modules`, or load the base model with "
-                "`tie_word_embeddings=False`."
+                f"'{other}' and '{name}' share one weight, and each has one of its own from an adapter, so they can't "
+                "be merged. `save_compressed` writes both where they replace it; to merge, leave one of them out with "
+                "`exclude_modules`, or load the base model with `tie_word_embeddings=False`."
             )
 
 

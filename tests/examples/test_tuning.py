@@ -34,4 +34,4 @@ def test_a_search_goes_on_and_is_compared(tmp_path: Path) -> None:
     assert len(found["tuned"]["test"]) == len(found["default"]["validation"]) == 2
     assert found["hardware"]
     assert len({trial.params["learning_rate"] for trial in study.trials if trial.params}) == 3
-    assert "of trials of 20 steps, not 30" in refused(FOLDER, *given, "--trials", 4, "--steps", 30)
+    assert "has trials of 20 steps, not 30" in refused(FOLDER, *given, "--trials", 4, "--steps", 30)

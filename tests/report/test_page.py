@@ -86,7 +86,7 @@ def test_a_folder_without_a_run_is_refused(made, message, tmp_path, capsys):
 def state(folder, losses, ended=False):
     folder.mkdir(exist_ok=True)
     logs = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
-    ends = [{"step": len(losses), "train_runtime": 1.0}] if ended else []
+    ends = [{"step": len(losses), "train_runtime": 1.0}, {"step": len(losses), "eval_loss": 1.0}] if ended else []
     content = {"global_step": len(losses), "log_history": [*logs, *ends]}
     (folder / "trainer_state.json").write_text(json.dumps(content))
 
@@ -96,11 +96,12 @@ def traced(folder, name="trace.jsonl", steps=(2,)):
     (folder / name).write_text("".join(json.dumps({**update, "step": step}) + "\n" for step in steps))
 
 
-def test_of_two_runs_in_a_folder_the_last_one_is_told_and_of_one_that_went_on_all(tmp_path):
+def test_of_two_runs_in_a_folder_its_own_is_told_and_of_one_that_went_on_all(tmp_path):
     traced(tmp_path)
     state(tmp_path / "checkpoint-4", [3.0, 2.0, 1.5, 1.2])
     state(tmp_path, [2.9, 2.8], ended=True)
-    assert read_run(tmp_path).series("loss") == ([1, 2], [2.9, 2.8])  # another run, later and shorter
+    with pytest.warns(OIALRWarning, match="has two runs; its own trainer_state.json is told"):
+        assert read_run(tmp_path).series("loss") == ([1, 2], [2.9, 2.8])
     state(tmp_path, [3.0, 2.0], ended=True)
     assert read_run(tmp_path).series("loss")[1] == [3.0, 2.0, 1.5, 1.2]  # the beginning of the same
 

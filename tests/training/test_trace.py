@@ -1,6 +1,7 @@
 """The trace: nothing that happens to it costs a record or a run; the figure shows shares of the full rank."""
 
 import json
+from pathlib import Path
 
 import pytest
 from matplotlib import pyplot as plt
@@ -90,5 +91,5 @@ def test_what_a_run_did_before_it_was_resumed_earlier_does_not_count(tmp_path):
 def test_a_home_folder_is_meant_as_in_training_arguments(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert OIALRCallback(trace="~/run/trace.jsonl").trace == str(tmp_path / "run" / "trace.jsonl")
+    assert Path(OIALRCallback(trace="~/run/trace.jsonl").trace) == tmp_path / "run" / "trace.jsonl"
     assert StabilityCallback("~/stability.json").path == tmp_path / "stability.json"
