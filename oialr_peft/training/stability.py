@@ -61,6 +61,11 @@ class StabilityCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
+        if not _weights(kwargs["model"]):
+            raise ValueError(
+                f"{type(kwargs['model']).__name__} trains no linear layer and no convolution, so no basis can be "
+                "measured; leave StabilityCallback away."
+            )
         self._points = _points_until(state.global_step, self.path) if state.global_step else []
         self._parts = self._measured(kwargs["model"])
         self._write()
@@ -151,11 +156,6 @@ def _weights(model: nn.Module) -> dict[str, tuple[Weight, Shape]]:
             )
         if core.requires_grad:
             found[name_in_base(name)] = weight, shape
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} trains no linear layer and no convolution, so no basis can be measured; leave "
-            "StabilityCallback away."
-        )
     return found
 
 

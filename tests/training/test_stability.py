@@ -251,7 +251,9 @@ def test_an_adapter_that_is_changed_in_the_run_is_measured_from_then_on(tmp_path
     state.global_step, state.max_steps, state.epoch = 0, 9, 0.0
     callback.on_train_begin(None, state, None, model=model)
     model.set_adapter("other")
-    for step in (1, 2):
+    for step in (1, 2, 3):
         state.global_step = step
+        if step == 3:
+            model.requires_grad_(False)  # which is no fault either
         callback.on_epoch_end(None, state, None, model=model)
     assert [(point["step"], list(point["stability"])) for point in points(path)] == [(2, ["zeros"])]
