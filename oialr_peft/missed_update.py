@@ -27,8 +27,7 @@ class UpdateWatch:
     That is so at the first optimizer step if no `OIALRUpdater` was made, since a short run may end before an update is
     due, and with an updater once training goes past the second update's step without a call that counts. It counts the
     steps of whichever torch optimizer holds the core of `weight`, so it sees optimizer steps whatever the loop looks
-    like. It ends with the weight. Copies of the weight have one of their own, and those made in this
-    process are noted in `copies`.
+    like. It ends with the weight. Copies of the weight have one of their own, and deep copies are noted in `copies`.
     """
 
     def __init__(self, weight: AdaptedWeight, limit: int) -> None:

@@ -75,16 +75,8 @@ def run_one(grid: Grid, method: str, rate: str, seed: str, flags: list[str]) -> 
     if earlier_results(folder, settings) is not None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("run.py")),
-        *flags,
-        "--methods",
-        method,
-        *own,
-        "--output",
-        str(folder),
-    ]
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), *flags, *own]
+    command += ["--methods", method, "--output", str(folder)]
     with open(folder / "log.txt", "a") as log:
         code = subprocess.call(command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT})
     if code:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
+from ..linalg import draw
 from ..policy import Bases
 from ..weights import DENSE, FACTORED, VH, AdaptedWeight, Form, Slot, U, form_of
 from .rest import PARTS, PEFT_PREFIX, embedding_keys, rest_keys, running_statistics, wrapped
@@ -96,7 +97,7 @@ def check_basis(name: str, basis: torch.Tensor) -> None:
     dtype = torch.float64 if basis.dtype == torch.float64 else torch.float32
     q = basis.detach().to(dtype)
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(*q.shape[:-2], q.shape[-1], 1, generator=generator, dtype=dtype, device="cpu").to(q.device)
+    probe = draw(generator, *q.shape[:-2], q.shape[-1], 1, dtype=dtype).to(q.device)
     off = float((q.mT @ (q @ probe) - probe).norm() / probe.norm())
     if not off <= _TOLERANCE.get(basis.dtype, 1e-2):
         raise ValueError(

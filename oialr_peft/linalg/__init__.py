@@ -3,6 +3,7 @@
 from .activations import Seen, cut_by_activations, second_moment, seen_spectrum
 from .change import BasisChange, Transport
 from .cost import cheapest_order, forward_multiplications, rebuild
+from .draw import draw
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, stored_size, working_dtype
 from .orthogonal import mixing, orthogonalise, polar, similarity, stability
 from .residual import HELD, Directions, leading_directions, probe_bases, same
@@ -22,6 +23,7 @@ __all__ = [
     "cheapest_order",
     "cut_by_activations",
     "decompose",
+    "draw",
     "factor_shapes",
     "factored_size",
     "forward_multiplications",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from .draw import draw
 from .factors import Factors, working_dtype
 from .rotation import decompose
 
@@ -72,4 +73,4 @@ def _probe(matrix: torch.Tensor) -> float:
 
 def _draw(shape: Sequence[int], seed: int, like: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(_SEED + seed)
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64, device="cpu").to(like.device)
+    return draw(generator, *shape, dtype=torch.float64).to(like.device)

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 
 from .change import BasisChange, Transport
+from .draw import draw
 from .factors import Factors, reorthonormalise, working_dtype
 
 
@@ -154,7 +155,7 @@ def rotate_lowrank(matrix: torch.Tensor, rank: int, *, seed: int, iterations: in
     if not bool(torch.isfinite(work).all()):
         return None
     generator = torch.Generator().manual_seed(seed)
-    sketch = torch.randn(work.shape[-1], width, generator=generator, dtype=work.dtype, device="cpu").to(work.device)
+    sketch = draw(generator, work.shape[-1], width, dtype=work.dtype).to(work.device)
     basis = torch.linalg.qr(work @ sketch).Q
     for _ in range(iterations):
         basis = torch.linalg.qr(work @ torch.linalg.qr(work.mT @ basis).Q).Q

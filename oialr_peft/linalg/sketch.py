@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from .draw import draw
 from .rotation import Rotation
 
 
@@ -18,10 +17,9 @@ def sketch(rotation: Rotation) -> torch.Tensor:
 
     On the mean over the vectors the squared difference of two sketches is that of the factors.
     """
-    drawn: Any = {"generator": torch.Generator().manual_seed(_SEED), "dtype": torch.float32, "device": "cpu"}
+    generator = torch.Generator().manual_seed(_SEED)
     left, right = (
-        basis.mT @ torch.randn(*basis.shape[:-1], PROBES, **drawn).to(basis)
-        for basis in (rotation.left, rotation.right)
+        basis.mT @ draw(generator, *basis.shape[:-1], PROBES).to(basis) for basis in (rotation.left, rotation.right)
     )
     seen = left.mT @ right
     return seen.reshape(-1, PROBES, PROBES).sum(0).to("cpu", torch.float32)

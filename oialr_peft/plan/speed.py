@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 
-from ..linalg import rotate
+from ..linalg import draw, rotate
 from ..workers.plan import svd_cost
 from .update import SVD_FLOPS
 
 
 def measure_svd_gflops(size: int = 512, device: str | torch.device = "cpu") -> float:
     """1e9 of `SVD_FLOPS` x rows x cols x min per second, of the best of three SVDs of a (size, size) matrix."""
-    given: Any = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float32, "device": "cpu"}
-    matrix = torch.randn(size, size, **given).to(device)
+    matrix = draw(torch.Generator().manual_seed(0), size, size).to(device)
     seconds = []
     for _ in range(3):
         began = time.perf_counter()

@@ -66,30 +66,29 @@ def _logs(folder: Path) -> list[dict[str, Any]]:
     """The folder's own log, or that of its latest checkpoint where it has none or is the beginning of that one."""
     own = _state(folder / "trainer_state.json")
     states = [state for file in folder.glob("checkpoint-*/trainer_state.json") if (state := _state(file))]
-    latest = max(states, key=lambda state: state["global_step"], default={"log_history": []})
-    logs = [log for log in latest["log_history"] if "step" in log]
+    _, latest = max(states, key=lambda state: state[0], default=(0, []))
     if own is None:
+        return latest
+    _, logs = own
+    told = list(takewhile(lambda log: "train_runtime" not in log, logs))  # which ends a run, and not one that goes on
+    if len(latest) <= len(told):
         return logs
-    mine = [log for log in own["log_history"] if "step" in log]
-    told = list(takewhile(lambda log: "train_runtime" not in log, mine))  # which ends a run, and not one that goes on
-    if len(logs) <= len(told):
-        return mine
-    if logs[: len(told)] == told:
-        return logs
+    if latest[: len(told)] == told:
+        return latest
     _warn(
         f"'{folder}' has two runs; its own trainer_state.json is told, not the longer one of its checkpoints. Give "
         "each run a folder."
     )
-    return mine
+    return logs
 
 
-def _state(file: Path) -> dict[str, Any] | None:
-    """A trainer_state.json; None where there is none, or it was cut off by a crash."""
+def _state(file: Path) -> tuple[int, list[dict[str, Any]]] | None:
+    """(steps, logs) of a trainer_state.json; None where there is none, or it was cut off by a crash."""
     if not file.exists():
         return None
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
-        return {"global_step": state["global_step"], "log_history": list(state["log_history"])}
+        return state["global_step"], [log for log in state["log_history"] if "step" in log]
     except (ValueError, TypeError, KeyError) as error:
         _warn(f"'{file}' cannot be read and is passed over ({error}).")
         return None

@@ -61,13 +61,14 @@ class StabilityCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        if not _weights(kwargs["model"]):
+        weights = _weights(kwargs["model"])
+        if not weights:
             raise ValueError(
                 f"{type(kwargs['model']).__name__} trains no linear layer and no convolution, so no basis can be "
                 "measured; leave StabilityCallback away."
             )
         self._points = _points_until(state.global_step, self.path) if state.global_step else []
-        self._parts = self._measured(kwargs["model"])
+        self._parts = self._measured(weights)
         self._write()
         if self.every and state.global_step // self.every == state.max_steps // self.every:
             self._warn_once(
@@ -87,7 +88,7 @@ class StabilityCallback(TrainerCallback):
     def _measure(self, state: Any, model: nn.Module) -> None:
         if not state.is_world_process_zero:
             return
-        before, self._parts = self._parts, self._measured(model)
+        before, self._parts = self._parts, self._measured(_weights(model))
         both = [name for name in self._parts if name in before]  # others train since, or were not finite
         if not both:
             return
@@ -101,12 +102,15 @@ class StabilityCallback(TrainerCallback):
         except OSError as error:
             self._warn_once("unwritten", f"{error} Training goes on; the next checkpoint tries again.")
 
-    def _measured(self, model: nn.Module) -> dict[str, Parts]:
-        """Of every weight that trains and is finite, by the name of its layer."""
-        parts = {name: _parts_of(weight, shape) for name, (weight, shape) in _weights(model).items()}
-        for name in [name for name, found in parts.items() if found is None]:
-            self._warn_once(name, f"The weight of '{name}' is not finite, so its stability is not measured.")
-        return {name: found for name, found in parts.items() if found is not None}
+    def _measured(self, weights: dict[str, tuple[Weight, Shape]]) -> dict[str, Parts]:
+        """Of each weight that is finite, by the name of its layer."""
+        measured = {}
+        for name, (weight, shape) in weights.items():
+            if (parts := _parts_of(weight, shape)) is None:
+                self._warn_once(name, f"The weight of '{name}' is not finite, so its stability is not measured.")
+            else:
+                measured[name] = parts
+        return measured
 
     def _write(self) -> None:
         try:
