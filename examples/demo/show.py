@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
-import torch
 from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
@@ -15,15 +15,13 @@ from oialr_peft.report.plots import draw_ranks
 from oialr_peft.training.trace import read_trace
 
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from timing import environment
+
+
 def show(found: dict[str, dict], trivial: dict[str, float], folder: Path, seed: int) -> None:
     """Print the table; write results.json, demo.png and the report of OIALR's run into the folder."""
-    record = {
-        "seed": seed,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "trivial": trivial,
-        **found,
-    }
+    record = {**environment(), "seed": seed, "trivial": trivial, **found}
     (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     draw(found, folder)
     write_report(folder / "oialr", folder / "report.html")

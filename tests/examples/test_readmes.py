@@ -5,9 +5,8 @@ import pytest
 from tests.helpers.examples import ROOT, python
 
 
-FOLDERS = [
-    ROOT / "examples" / name for name in ("compression", "delay", "finetune", "quality", "serving", "target_size")
-]
+NAMES = ("compression", "delay", "demo", "finetune", "quality", "serving", "target_size")
+FOLDERS = [ROOT / "examples" / name for name in NAMES]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
