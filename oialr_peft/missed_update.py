@@ -34,6 +34,7 @@ class UpdateWatch:
         self.limit = limit
         self.copies: weakref.WeakSet[AdaptedWeight] = weakref.WeakSet()  # that no optimizer trains
         self._weight = weakref.ref(weight)
+        self._updater: weakref.ref[Any] = weakref.ref(self)  # whose call counted last; none did
         self._attended = False
         self._steps = 0
         self._warned = False
@@ -47,9 +48,18 @@ class UpdateWatch:
         """An updater was made for this adapter."""
         self._attended = True
 
-    def reset(self) -> None:
-        """An update was made or found not to be due yet."""
-        self._steps = 0
+    def reset(self, updater: Any) -> None:
+        """An updater made an update or found it not to be due yet, once in each step of the optimizer.
+
+        Raises:
+            RuntimeError: another one did so in this step.
+        """
+        if not self._steps and self._updater() not in (None, self, updater):
+            raise RuntimeError(
+                "Two OIALRUpdaters make the updates of one model, so its ranks would fall twice as fast. OIALRCallback "
+                "makes one by itself: leave yours away, or the callback."
+            )
+        self._steps, self._updater = 0, weakref.ref(updater)
 
     def on_step(self, optimizer: Any) -> None:
         """Any optimizer of the process took a step."""
@@ -57,10 +67,10 @@ class UpdateWatch:
             if _trains(optimizer, copy):
                 self.copies.discard(copy)
         weight = self._weight()
-        if self._warned or weight is None or not _trains(optimizer, weight):
+        if weight is None or not _trains(optimizer, weight):
             return
         self._steps += 1
-        if self._attended and self._steps <= self.limit:
+        if self._warned or (self._attended and self._steps <= self.limit):
             return
         self._warned = True
         warnings.warn(

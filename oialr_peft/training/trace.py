@@ -20,7 +20,7 @@ class Trace:
     """
 
     def __init__(self, path: str | os.PathLike, *, new: bool) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # wherever the process goes
         self._warned = False
         if new:
             self._try(lambda: self.path.unlink(missing_ok=True))

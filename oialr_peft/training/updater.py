@@ -137,8 +137,9 @@ class OIALRUpdater:
         taken = self._new_steps()
         if not taken:
             return None
-        for watch in self._watches:
-            watch.reset()
+        if self._steps_taken.any:
+            for watch in self._watches:
+                watch.reset(self)
         numbers = map(self.policies.schedule.update_number, range(self.steps + 1, self.steps + taken + 1))
         number = max((number for number in numbers if number is not None), default=None)
         self.steps += taken

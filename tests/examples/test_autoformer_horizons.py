@@ -72,7 +72,7 @@ def test_flags_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from transformers import HfArgumentParser
 
     seen: list[list[str]] = []
-    monkeypatch.setattr(horizons.subprocess, "run", lambda command, check: seen.append(command[2:]) or 1 / 0)
+    monkeypatch.setattr(horizons.subprocess, "run", lambda command, **_: seen.append(command[2:]) or 1 / 0)
     for method in horizons.METHODS:
         with pytest.raises(ZeroDivisionError):
             horizons.train("x.csv", 128, 96, method, 0, tmp_path)

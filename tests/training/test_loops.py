@@ -218,3 +218,25 @@ def test_an_adapter_that_is_frozen_in_part_is_refused_with_the_way_out():
     first.requires_grad_(False)
     with pytest.raises(ValueError, match=r"1 of \d layers of the OIALR adapter are frozen.*exclude_modules"):
         OIALRUpdater(model, optimizer)
+
+
+def test_two_updaters_of_one_model_are_refused_and_one_after_the_other_is_not():
+    model, optimizer, first = start()
+    train(model, optimizer, first, range(4))
+    second = OIALRUpdater(model, optimizer, total_steps=100)
+    train(model, optimizer, second, range(2))  # a second stage; the first one still lives
+    model(batch(0)).square().mean().backward()
+    optimizer.step()
+    first.step()
+    with pytest.raises(RuntimeError, match="Two OIALRUpdaters make the updates of one model"):
+        second.step()
+
+
+def test_a_schedule_may_be_driven_by_hand_by_one_updater_after_another():
+    model, optimizer, first = start()
+    with pytest.warns(OIALRWarning, match="no step yet"):
+        first.step()
+    second = OIALRUpdater(model, optimizer, total_steps=100)
+    with pytest.warns(OIALRWarning, match="no step yet"):
+        second.step()
+    train(model, optimizer, second, range(2))

@@ -93,3 +93,12 @@ def test_a_home_folder_is_meant_as_in_training_arguments(tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert Path(OIALRCallback(trace="~/run/trace.jsonl").trace) == tmp_path / "run" / "trace.jsonl"
     assert StabilityCallback("~/stability.json").path == tmp_path / "stability.json"
+
+
+def test_a_relative_trace_stays_where_the_run_began(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trace = Trace("trace.jsonl", new=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    trace.append(report(3))
+    assert len(read_trace(tmp_path / "trace.jsonl")) == 1
