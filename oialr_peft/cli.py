@@ -81,7 +81,7 @@ def _report(parsed: argparse.Namespace) -> None:
 def _add_plot(commands: Any) -> None:
     text = "The rank of every layer over a run, as a picture."
     plot = commands.add_parser("plot", help=text, description=text)
-    plot.add_argument("trace", metavar="TRACE", help="the file of `OIALRCallback(trace=...)`")
+    plot.add_argument("trace", metavar="TRACE", help="the file of `OIALRCallback(trace=...)`, or its folder")
     plot.add_argument("output", metavar="PICTURE", help="png, svg or pdf")
     plot.set_defaults(run=_plot)
 

@@ -56,8 +56,8 @@ class UpdateWatch:
         """
         if not self._steps and self._updater() not in (None, self, updater):
             raise RuntimeError(
-                "Two OIALRUpdaters make the updates of one model, so its ranks would fall twice as fast. OIALRCallback "
-                "makes one by itself: leave yours away, or the callback."
+                "Two OIALRUpdaters make the updates of one model, so its ranks would fall twice as fast. "
+                "OIALRCallback makes one by itself: leave yours away, or the callback."
             )
         self._steps, self._updater = 0, weakref.ref(updater)
 

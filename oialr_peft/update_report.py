@@ -86,7 +86,7 @@ class UpdateReport:
         if self.waiting:
             words.insert(0, f"{len(self.waiting)} layers wait for their bases to settle")
         if self.changed:
-            words.append(f"at most {logs['oialr/max_dropped_energy']:.2%} of a weight's energy dropped")
+            words.append(f"at most {logs['oialr/max_dropped_energy']:.2%} of a layer's energy dropped")
         if self.skipped:
             words.append(f"{len(self.skipped)} left alone for want of an SVD")
         words.append(f"mean rank {logs['oialr/mean_rank']:.4g} of {_mean(self.full_ranks):.4g}")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, ResNetConfig, ResNetModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BertForSequenceClassification, ResNetConfig, ResNetModel
 
 import oialr_peft
-from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning, rank_report
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning, UpdateReport, rank_report
 from oialr_peft.cli import main
-from tests.conftest import tiny_llama
+from oialr_peft.training.trace import Trace
+from tests.conftest import tiny_bert, tiny_llama
 
 
 ROOT = Path(__file__).parents[1]
@@ -141,6 +142,51 @@ def test_an_adapter_becomes_a_model(verb, adapter, tmp_path, capsys):
     torch.testing.assert_close(again(tokens).logits, model(tokens).logits, atol=1e-5, rtol=1e-4)
     smaller = sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in tiny_llama().parameters())
     assert smaller == (verb == "compress")
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", None])
+@pytest.mark.parametrize("verb", ["compress", "merge"])
+def test_a_classifier_of_other_labels_than_its_base_becomes_a_model(verb, task, tmp_path):
+    config = tiny_bert().config
+    config.num_labels = 5
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "base")
+    model = BertForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=3, ignore_mismatched_sizes=True
+    )
+    settings = {"task_type": task} if task else {"modules_to_save": ["classifier"]}
+    model = get_peft_model(model, OIALRConfig(r=0.3, init_weights=False, **settings))
+    model.save_pretrained(tmp_path / "adapter")
+    main([verb, str(tmp_path / "adapter"), str(tmp_path / "out")])
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokens = torch.arange(6)[None]
+    torch.testing.assert_close(again(tokens).logits, model.eval()(tokens).logits, atol=1e-5, rtol=1e-4)
+    other = BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="load the base model with `num_labels=3`"):
+        PeftModel.from_pretrained(other, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("verb", ["compress", "merge"])
+def test_a_folder_that_has_no_adapter_is_told_apart(verb, adapter, tmp_path, capsys):
+    for place, words in (("base", "holds a whole model, which may be"), (".", "a `checkpoint-N` of the Trainer's")):
+        with pytest.raises(SystemExit, match="2"):
+            main([verb, str(tmp_path / place), str(tmp_path / "out")])
+        assert words in capsys.readouterr().err
+
+
+def test_inspect_of_an_adapter_names_its_base(adapter, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["inspect", str(adapter[0])])
+    assert f"Give its base model: {tmp_path / 'base'}" in capsys.readouterr().err
+
+
+def test_plot_takes_the_folder_of_a_trace(tmp_path, capsys):
+    report = UpdateReport(3, 1, False, 0.1, ranks={"a": 8}, full_ranks={"a": 16})
+    Trace(tmp_path / "trace.jsonl", new=True).append(report)
+    main(["plot", str(tmp_path), str(tmp_path / "ranks.png")])
+    assert (tmp_path / "ranks.png").stat().st_size > 1000
+    with pytest.raises(SystemExit, match="2"):
+        main(["plot", str(tmp_path / "nowhere"), str(tmp_path / "ranks.png")])
+    assert "There is no run at" in capsys.readouterr().err
 
 
 def test_a_card_is_written_anew_and_keeps_what_others_wrote(adapter):

@@ -146,7 +146,14 @@ def _settings(config: OIALRConfig, targets: set[str]) -> dict[str, Any]:
     changed = {name: getattr(config, name) for name in sorted(own) if getattr(config, name) != getattr(default, name)}
     if changed.get("target_modules") == targets:
         del changed["target_modules"]  # PEFT's way to keep what `None` selected
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in changed.items()}
+    return {name: _as_list(value) for name, value in changed.items()}
+
+
+def _as_list(value: Any) -> Any:
+    """Sets in order; lists without repetition: PEFT adds the names of heads at every loading."""
+    if isinstance(value, set):
+        return sorted(value)
+    return list(dict.fromkeys(value)) if isinstance(value, list) else value
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..errors import NO_ADAPTER
 from ..kinds import TakenApart
 from ..layer import OIALRLayer, adapted_weights, oialr_layers
 from ..plain import plain_tensors
@@ -60,7 +61,7 @@ def check_adapter(base: nn.Module) -> None:
     """Refuse a model that has no adapter, or one that makes nothing smaller."""
     weights = adapted_weights(base)
     if not weights:
-        raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress.")
+        raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress. {NO_ADAPTER}")
     if any(weight.base is not None for weight in weights.values()):
         raise ValueError(
             "save_compressed writes weights as two small factors, and a residual adapter leaves them whole: nothing "

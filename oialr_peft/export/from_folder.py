@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import Any
 
 import peft
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoProcessor
 
 from ..config import OIALRConfig
+from ..files.tensors_file import ADAPTER_WEIGHTS, read_header
 
+
+_HEAD = re.compile(r"\.(classifier|score)(\.out_proj)?\.weight")
 
 _LOADERS = {  # by task type; without one the config names the class of its base model
     None: peft.AutoPeftModel,
@@ -32,7 +37,7 @@ def load_with_base(source: str, *, is_trainable: bool = False) -> Any:
             there.
         OSError: there is no such folder.
     """
-    config = peft.PeftConfig.from_pretrained(source)
+    config = _config(source)
     if not isinstance(config, OIALRConfig):
         raise ValueError(f"'{source}' holds an adapter of the method {config.peft_type}, not of OIALR.")
     task = None if config.task_type is None else str(getattr(config.task_type, "value", config.task_type))
@@ -43,7 +48,7 @@ def load_with_base(source: str, *, is_trainable: bool = False) -> Any:
             "with `PeftModel.from_pretrained(model, path)`, and write it with `save_compressed` or `merge_and_unload`."
         )
     try:
-        return _LOADERS[task].from_pretrained(source, is_trainable=is_trainable)
+        return _LOADERS[task].from_pretrained(source, is_trainable=is_trainable, **_labels(source))
     except (OSError, HFValidationError) as error:
         if os.path.isdir(base) or not isinstance(error.__cause__ or error, HFValidationError):
             raise
@@ -51,6 +56,31 @@ def load_with_base(source: str, *, is_trainable: bool = False) -> Any:
             f"'{base}', which the config of '{source}' names as its base model, is no folder and no name of a "
             "repository. A relative path counts from the folder in which the command runs."
         ) from error
+
+
+def _config(source: str) -> Any:
+    try:
+        return peft.PeftConfig.from_pretrained(source)
+    except ValueError as error:
+        what = f"No adapter at '{source}'"
+        if os.path.isfile(os.path.join(source, "config.json")):
+            raise ValueError(f"{what}: it holds a whole model, which may be compressed already.") from error
+        raise ValueError(
+            f"{what}: give the folder of `save_pretrained`, a `checkpoint-N` of the Trainer's output folder, or a Hub "
+            f"id. PEFT says: {error}"
+        ) from error
+
+
+def _labels(source: str) -> dict[str, Any]:
+    """How to load the base of a classifier with as many labels as the head beside the adapter has."""
+    with contextlib.suppress(OSError, ValueError):  # what is wrong with a file is told when it is loaded
+        there = os.path.isdir(source)
+        file = os.path.join(source, ADAPTER_WEIGHTS) if there else hf_hub_download(source, ADAPTER_WEIGHTS)
+        header, _ = read_header(file)
+        heads = {entry["shape"][0] for name, entry in header.items() if _HEAD.search(name)}
+        if len(heads) == 1:
+            return {"num_labels": heads.pop(), "ignore_mismatched_sizes": True}
+    return {}
 
 
 def load_to_write(source: str, output: str) -> tuple[Any, Any]:

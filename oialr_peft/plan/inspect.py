@@ -35,7 +35,7 @@ def inspect_table(model: Architecture) -> Table:
         caption_justify="left",
     )
     table.add_column("layers", overflow="fold")
-    for heading in ("count", "shape", "dense", "of the model", *(f"at {share:.0%}" for share in SHARES)):
+    for heading in ("count", "shape", "dense", "of the model", *(f"ranks at {share:.0%}" for share in SHARES)):
         table.add_column(heading, justify="right")
     alike = Counter((name.rpartition(".")[2], shape) for name, shape in model.shapes.items())
     for (name, shape), count in alike.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -109,6 +111,9 @@ def meta_model(source: str) -> nn.Module:
     Raises:
         ValueError: there is no such config, or transformers does not know its model.
     """
+    if (adapter := Path(source) / "adapter_config.json").is_file() and not (adapter.parent / "config.json").is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise ValueError(f"'{source}' is an adapter, without the config of its model. Give its base model: {base}.")
     try:
         config = transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:

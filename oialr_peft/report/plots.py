@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..training.trace import read_trace
-from .run import Run
+from .run import Run, read_run
 
 
 if TYPE_CHECKING:
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
     """Draw the rank of every layer over the optimizer steps of a trace, and save it to `out` (png, svg or pdf).
 
+    Of a folder it is the trace that `read_run` takes.
+
     One grey line per layer and the mean in colour, as shares of min(out, in). Traces of version 0.1.0 do not hold it;
     there it is the rank before the first update.
 
     Raises:
-        ValueError: the trace holds no update.
+        ValueError: there is no trace, or it holds no update.
     """
-    updates = read_trace(trace)
+    updates = read_trace(trace) if os.path.isfile(trace) else read_run(trace).updates
     if not updates:
         raise ValueError(f"The trace {os.fspath(trace)} holds no update; was the run shorter than the first one?")
     _save(lambda axes: draw_ranks(axes, updates), out)
@@ -124,7 +126,7 @@ def draw_series(axes: Any, run: Run, names: dict[str, str], label: str) -> None:
 
 
 def draw_updates(axes: Any, updates: list[dict]) -> None:
-    """The largest share of a weight's energy that each update dropped, and the seconds that it took."""
+    """The largest share of a layer's energy that each update dropped, and the seconds that it took."""
     steps = [update["step"] for update in updates]
     dropped = [100 * max(update.get("dropped", {}).values(), default=0.0) for update in updates]
     axes.plot(steps, dropped, marker=".", color="tab:red")

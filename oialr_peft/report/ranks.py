@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from ..errors import NO_ADAPTER
 from ..kinds import weight_bytes
 from ..layer import adapted_weights, oialr_layers
 from ..linalg import forward_multiplications
@@ -97,7 +98,7 @@ def rank_report(model: nn.Module) -> RankReport:
     """
     weights, layers = adapted_weights(model), oialr_layers(model)
     if not weights:
-        raise TypeError(f"{type(model).__name__} has no active OIALR adapter to report on.")
+        raise TypeError(f"{type(model).__name__} has no active OIALR adapter to report on. {NO_ADAPTER}")
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     return RankReport(
         layers=[_layer_report(name, weight, layers[name].base_weight) for name, weight in weights.items()],

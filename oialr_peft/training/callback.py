@@ -25,7 +25,7 @@ from .updater import OIALRUpdater
 class OIALRCallback(TrainerCallback, ExportableState):
     """Makes the basis updates of an OIALR model in the Trainer: `Trainer(..., callbacks=[OIALRCallback()])`.
 
-    Every update prints one line, the end of the run two sentences. As numbers (`oialr/mean_rank`,
+    Every update prints one line, the end of the run three sentences. As numbers (`oialr/mean_rank`,
     `oialr/trainable_parameters`, `oialr/update_seconds`, ...) updates go to the Trainer's history and to whatever
     `report_to` names. The step count is saved in the Trainer's checkpoints, so a resumed run goes on where it stopped.
 

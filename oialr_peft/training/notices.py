@@ -16,7 +16,7 @@ from ..weights import FACTORED, AdaptedWeight
 
 Weights = Mapping[str, AdaptedWeight]  # by the names of their layers
 EARLY = 0.05  # share of a run; forecasters cut to a quarter at .1 end 5 % behind dense training, at .02 half
-LARGE_DROP = 0.2  # share of a weight's energy (squared norm) in one cut; at the default cutoff it is below 0.01
+LARGE_DROP = 0.2  # share of a layer's energy (UpdateReport.dropped) in one cut; at the default cutoff it is below 0.01
 
 
 def beforehand(
@@ -70,6 +70,17 @@ def early_cut(config: OIALRConfig, weights: Weights, schedule: Schedule, last: i
     )
 
 
+def past_the_end(config: OIALRConfig, steps: int, total_steps: int | None) -> str | None:
+    """The run is longer than it was said to be: of one epoch for instance, where it has several."""
+    if total_steps is None or steps <= total_steps or config.residual:
+        return None
+    return (
+        f"Training goes on after the `total_steps={total_steps}` that OIALRUpdater was given. Sizes, delays and "
+        "intervals that are shares of the run were reckoned with it, so ranks fell early. Give it the steps of all "
+        "epochs."
+    )
+
+
 def frozen_already(config: OIALRConfig, weights: Weights) -> str | None:
     """Bases that are to train, of weights that an earlier run left with frozen ones."""
     frozen = [name for name, weight in weights.items() if weight.form == FACTORED]
@@ -114,7 +125,7 @@ def large_drop(report: UpdateReport, config: OIALRConfig) -> str | None:
     worst = max(large, key=large.__getitem__)
     before, after = report.changed[worst]
     return (
-        f"The OIALR update at step {report.step} dropped more than {LARGE_DROP:.0%} of the energy (squared norm) of "
+        f"The OIALR update at step {report.step} dropped more than {LARGE_DROP:.0%} of the energy of "
         f"{len(large)} layers, most of '{worst}': {large[worst]:.0%}, rank {before} to {after}. {_ways(config)} Later "
         "cuts are in the logs as `oialr/max_dropped_energy`."
     )

@@ -37,11 +37,11 @@ def policies_for(
             f"before the first update at step {policies.schedule.first}. Lower `delay` or `update_interval`, or train "
             "longer."
         )
-    _refuse_below_floor(policies.ranks, size, weights)
+    _refuse_below_floor(policies.ranks, size, weights, config)
     return policies, size
 
 
-def _refuse_below_floor(rule: TargetSize, size: ModelSize, weights: Weights) -> None:
+def _refuse_below_floor(rule: TargetSize, size: ModelSize, weights: Weights, config: OIALRConfig) -> None:
     facts = {name: weight.facts for name, weight in weights.items()}
     layers = rule.floor(facts)
     floor, dense = size.holding(layers).values, size.dense.values
@@ -50,6 +50,8 @@ def _refuse_below_floor(rule: TargetSize, size: ModelSize, weights: Weights) -> 
     kept = [name for name, values in layers.items() if values == math.prod(facts[name].shape)]
     unadapted = f", {len(kept)} of them no smaller than dense, first '{kept[0]}'" if kept else ""
     ways = ["ask for a larger `target_size`", "name more layers with `target_modules`"]
+    if size.embeddings.values and not config.embeddings:
+        ways.insert(1, "`embeddings=True`, unless they are tied")
     if sum(stored_size(fact.shape, 1) for fact in facts.values()) < sum(layers.values()):
         ways.insert(1, f"lower `min_rank` (now {rule.min_rank:g}) or `rank_multiple` (now {rule.multiple})")
     raise ValueError(

@@ -144,6 +144,7 @@ class OIALRUpdater:
         number = max((number for number in numbers if number is not None), default=None)
         self.steps += taken
         self._averages.warn_of_others(update=number is not None)
+        self._warn_once("past the end", notices.past_the_end(self.config, self.steps, self.total_steps))
         report = None if number is None else self._update(number, taken)
         self._look_ahead()
         return report

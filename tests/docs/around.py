@@ -125,11 +125,10 @@ def around_training() -> dict[str, Any]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     model(input_ids=tokens(), labels=tokens()).loss.backward()
     return {
-        "torch": torch,
+        "base": tiny_llama(),
         "model": model,
         "optimizer": optimizer,
         "updater": OIALRUpdater(model, optimizer),
-        "get_ema_multi_avg_fn": torch.optim.swa_utils.get_ema_multi_avg_fn,
     }
 
 

@@ -240,3 +240,12 @@ def test_a_schedule_may_be_driven_by_hand_by_one_updater_after_another():
     with pytest.warns(OIALRWarning, match="no step yet"):
         second.step()
     train(model, optimizer, second, range(2))
+
+
+def test_a_run_that_is_longer_than_was_said_is_told_of_once():
+    model, optimizer, _ = start()
+    updater = OIALRUpdater(model, optimizer, total_steps=6)
+    train(model, optimizer, updater, range(6))
+    with pytest.warns(OIALRWarning, match="after the `total_steps=6`") as caught:
+        train(model, optimizer, updater, range(3))
+    assert sum("total_steps=6" in str(w.message) for w in caught) == 1
