@@ -73,10 +73,11 @@ def test_flags_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     seen: list[list[str]] = []
     monkeypatch.setattr(horizons.subprocess, "run", lambda command, **_: seen.append(command[2:]) or 1 / 0)
-    for method in horizons.METHODS:
-        with pytest.raises(ZeroDivisionError):
-            horizons.train("x.csv", 128, 96, method, 0, tmp_path)
-        flags = [flag for flag in seen[-1] if not flag.startswith("--methods")]
-        settings = HfArgumentParser(Settings).parse_args_into_dataclasses(flags)[0]
-        assert (settings.epochs, settings.patience, settings.learning_rate) == (10, 3, 1e-4)
-    assert (settings.delay, settings.rank, settings.freeze_bases) == (300, 0.25, 900)
+    for horizon, rank in ((96, 0.25), (720, 0.2)):
+        for method in horizons.METHODS:
+            with pytest.raises(ZeroDivisionError):
+                horizons.train("x.csv", 128, horizon, method, 0, tmp_path)
+            flags = [flag for flag in seen[-1] if not flag.startswith("--methods")]
+            settings = HfArgumentParser(Settings).parse_args_into_dataclasses(flags)[0]
+            assert (settings.epochs, settings.patience, settings.learning_rate) == (10, 3, 1e-4)
+        assert (settings.delay, settings.rank, settings.freeze_bases) == (300, rank, 900)
