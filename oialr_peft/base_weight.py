@@ -15,6 +15,7 @@ class BaseWeight:
     """What an OIALRLayer knows of its base; `merged` and `get_base_layer` are PEFT's."""
 
     _unmerged_weight: torch.Tensor | None = None
+    rest_trained = False  # whether an adapter with `train_rest` changed what is around the layer
 
     @property
     def base_weight(self) -> nn.Parameter:
@@ -46,9 +47,14 @@ class BaseWeight:
             )
 
     def check_base(self, action: str) -> None:
-        """Raise if the dense base weight, which `action` needs, was freed."""
+        """Raise if the base model, which `action` needs, is not there any more."""
         if self.base_is_freed:
             raise RuntimeError(
                 f"The dense base weight of this {type(cast(Any, self).get_base_layer()).__name__} was freed, so "
                 f"{action} is impossible. Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
+            )
+        if self.rest_trained:
+            raise RuntimeError(
+                f"With `train_rest` the rest of the model was trained too, so {action} would not give the base model "
+                "back. Load the base model again, or create the adapter with OIALRConfig(train_rest=False)."
             )

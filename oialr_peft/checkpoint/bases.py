@@ -15,7 +15,7 @@ from .rest import PEFT_PREFIX
 
 Tensors = Mapping[str, torch.Tensor]
 Weights = Mapping[str, AdaptedWeight]  # by the names of their layers
-FINGERPRINTS = f"{PEFT_PREFIX}oialr_fingerprints"  # a row for each layer, by their names in order
+FINGERPRINTS = "oialr_fingerprints"  # a row for each layer, by their names in order
 
 
 def leave_out_bases(state_dict: Tensors, config: OIALRConfig, weights: Weights) -> dict[str, torch.Tensor]:
@@ -36,7 +36,8 @@ def leave_out_bases(state_dict: Tensors, config: OIALRConfig, weights: Weights) 
             )
         rows.append(known)
     kept = {key: t for key, t in state_dict.items() if f".{U.name}." not in key and f".{VH.name}." not in key}
-    return {**kept, FINGERPRINTS: torch.tensor(rows, dtype=torch.float32, device="cpu")}
+    prefix = PEFT_PREFIX if all(key.startswith(PEFT_PREFIX) for key in kept) else ""  # transformers adds it later
+    return {**kept, f"{prefix}{FINGERPRINTS}": torch.tensor(rows, dtype=torch.float32, device="cpu")}
 
 
 def make_bases(state_dict: Tensors, config: OIALRConfig, weights: Weights) -> dict[str, torch.Tensor]:
@@ -46,7 +47,8 @@ def make_bases(state_dict: Tensors, config: OIALRConfig, weights: Weights) -> di
         ValueError: they are not those that were trained with, because the base model is another one.
     """
     whole = dict(state_dict)
-    rows = whole.pop(FINGERPRINTS, None)
+    keys = [key for key in whole if key.endswith(FINGERPRINTS)]  # earlier versions had the prefix twice
+    rows = whole.pop(keys[0]) if keys else None
     if rows is None or rows.shape != (len(weights), 3):
         return whole  # whoever checks the file says which bases it lacks
     for (name, weight), row in zip(sorted(weights.items()), rows.tolist(), strict=True):

@@ -6,6 +6,7 @@ import copy
 from typing import Any, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -58,10 +59,17 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_adapter(base: nn.Module) -> None:
-    """Refuse a model that has no adapter, or one that makes nothing smaller."""
+    """Refuse a model that has no adapter, one that makes nothing smaller, or one of another method beside it."""
     weights = adapted_weights(base)
+    others = {n: m for n, m in base.named_modules() if isinstance(m, BaseTunerLayer) and not isinstance(m, OIALRLayer)}
     if not weights:
         raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress. {NO_ADAPTER}")
+    if others:
+        name, layer = next(iter(others.items()))
+        raise ValueError(
+            f"'{name}' has an adapter of another method ({type(layer).__name__}), which the compressed model would "
+            "not hold. Merge that adapter or delete it first."
+        )
     if any(weight.base is not None for weight in weights.values()):
         raise ValueError(
             "save_compressed writes weights as two small factors, and a residual adapter leaves them whole: nothing "

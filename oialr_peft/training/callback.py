@@ -14,8 +14,9 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 
 from ..compat.transformers_ import calling_handler
 from ..errors import OIALRWarning
+from ..layer import adapted_weights
 from ..update_report import UpdateReport
-from .notices import higher_ranks, rank_or_dense
+from .ending import higher_ranks, rank_or_dense
 from .processing import remember_processing
 from .saved_state import progress_in
 from .trace import Trace
@@ -45,7 +46,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
         self.updater: OIALRUpdater | None = None
         self._trace: Trace | None = None
         self._ranks: dict[str, int | None] = {}
-        self._model: weakref.ref | None = None
+        self._core: weakref.ref[Any] = weakref.ref(self)  # the first that the updater trains; none yet
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         handler = calling_handler()
@@ -55,7 +56,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
         total = progress["steps"] + state.max_steps - state.global_step
         self.updater = OIALRUpdater(model, kwargs["optimizer"], total_steps=total, check=self.check)
         self.updater.load_state_dict(progress)
-        self._model = weakref.ref(model)
+        self._core = weakref.ref(next(iter(self.updater.weights.values())).core)
         remember_processing(model, kwargs.get("processing_class"))
         self._ranks = rank_or_dense(self.updater.weights)
         self._trace = None
@@ -93,13 +94,13 @@ class OIALRCallback(TrainerCallback, ExportableState):
         return {"args": {"trace": self.trace, "check": self.check}, "attributes": {"progress": self.progress}}
 
     def _progress_of(self, model: Any, state: Any) -> dict[str, int]:
-        """The step count to go on from: the checkpoint's when resuming, this callback's for the same model, else 0.
+        """The step count to go on from: the checkpoint's when resuming, this callback's for the same adapter, else 0.
 
         The Trainer restores callbacks by itself only if `restore_callback_states_from_checkpoint` is set, so it is
         read here. A checkpoint made without this callback counts the Trainer's steps.
         """
         if state.global_step == 0:
-            known = self._model is not None and self._model() is model
+            known = any(weight.core is self._core() for weight in adapted_weights(model).values())
             return self.progress if known else {"steps": 0}
         saved = state.stateful_callbacks.get(type(self).__name__)
         return progress_in(saved) if saved else {"steps": state.global_step}

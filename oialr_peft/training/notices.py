@@ -1,4 +1,4 @@
-"""What a run should be told about itself, in words: each function returns a sentence, or None where all is well."""
+"""What a run should be told about itself on its way, in words: a sentence, or None where all is well."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import OIALRConfig
 from ..config_checks import given
-from ..plain import ModelSize
 from ..policy import Schedule
 from ..tuner.rules import initial_rank
+from ..units import ends
 from ..update_report import UpdateReport
 from ..weights import FACTORED, AdaptedWeight
 
@@ -52,7 +52,7 @@ def too_short(schedule: Schedule, names: Sequence[str], last: int) -> str | None
         ways.insert(0, f"`update_interval={interval}`")
     return (
         f"This run ends at optimizer step {last}, after {updates} OIALR updates. Layers come due from the last to the "
-        f"first, so {never} of {len(names)}, {_named(names[:never])}, never do and keep their rank. All would with "
+        f"first, so {never} of {len(names)}, {ends(names[:never])}, never do and keep their rank. All would with "
         f"{' or with '.join(ways)}."
     )
 
@@ -67,6 +67,24 @@ def early_cut(config: OIALRConfig, weights: Weights, schedule: Schedule, last: i
         f"`delay` of {schedule.delay} steps in a run of {last} takes {len(cut)} layers to the rank of `r` when they "
         "have hardly trained, and what it leaves of their bases is all there is. Give `delay` a share of the run, "
         "0.2 to 0.5, or ask for a size: `target_size` cuts bit by bit. Of weights that are trained leave `delay` out."
+    )
+
+
+def meanwhile(config: OIALRConfig, weights: Weights, steps: int, total_steps: int | None) -> dict[str, str | None]:
+    """{kind: what should be said of a run after a step}."""
+    return {"past the end": past_the_end(config, steps, total_steps), "frozen": frozen(weights)}
+
+
+def frozen(weights: Weights) -> str | None:
+    """Layers do not train any more that did when the updater was made, and a cut would take of them all the same."""
+    found = [name for name, weight in weights.items() if not weight.core.requires_grad]
+    if not found:
+        return None
+    adapter = weights[found[0]].adapter
+    return (
+        f"{len(found)} of {len(weights)} layers of the OIALR adapter {adapter!r}, {ends(found)}, are frozen "
+        "since its updater was made: it makes no updates while they are. Make another one for the adapter that trains "
+        "now, or leave layers that are not to change out with `exclude_modules`."
     )
 
 
@@ -88,7 +106,7 @@ def frozen_already(config: OIALRConfig, weights: Weights) -> str | None:
         return None
     return (
         f"bases='{config.bases}', the default of `target_size`, has no effect on {len(frozen)} of {len(weights)} "
-        f"layers, {_named(frozen)}: their bases were frozen when they were saved, and sigma alone trains on. If "
+        f"layers, {ends(frozen)}: their bases were frozen when they were saved, and sigma alone trains on. If "
         "that is what you want, set bases='frozen'; else start from the dense weights (`merge_and_unload`)."
     )
 
@@ -112,7 +130,7 @@ def never_cut(weights: Weights, multiple: int) -> str | None:
         return None
     return (
         f"`rank_multiple={multiple}` rounds ranks up to its multiples, so {len(held)} of {len(weights)} layers can "
-        f"never be cut: {_named(held)}. Lower `rank_multiple` below their ranks, or leave them out with "
+        f"never be cut: {ends(held)}. Lower `rank_multiple` below their ranks, or leave them out with "
         "`exclude_modules`."
     )
 
@@ -156,86 +174,3 @@ def _ways(config: OIALRConfig) -> str:
         "`sigma_cutoff` is a share of the largest singular value, so one outlier makes all others look small. "
         f"{lower}, or use rank_rule='energy'."
     )
-
-
-def no_smaller(weights: Weights, config: OIALRConfig) -> str | None:
-    """Half of the layers or more end no smaller than dense though cuts were wanted, so little or nothing is saved."""
-    large = [name for name, w in weights.items() if w.is_factored and not w.pair_is_smaller]
-    wanted = config.sigma_cutoff and config.max_cut and config.target_size is None
-    if 2 * len(large) < len(weights) or not large or not wanted:
-        return None
-    full = sum(weights[name].rank == weights[name].full_rank for name in large)
-    return (
-        f"{len(large)} of {len(weights)} OIALR layers end no smaller than dense ones, {_named(large)}, {full} of them "
-        "at full rank. Two factors are smaller than a square weight only below half its rank. Ask for a size, "
-        f"`target_size=0.6` for instance, raise `sigma_cutoff` (now {config.sigma_cutoff:g}), train longer, or start "
-        "lower, with `r=0.25`."
-    )
-
-
-def still_dense(weights: Weights, config: OIALRConfig, step: int) -> str | None:
-    """The run ended while layers waited for their bases, which is before the half of the length that it was given."""
-    dense = [name for name, weight in weights.items() if not weight.is_factored]
-    if config.delay != "auto" or not dense:
-        return None
-    return (
-        f"This run ended at optimizer step {step} with {len(dense)} of {len(weights)} layers still dense, "
-        f"{_named(dense)}: their bases had not settled (`delay='auto'`), or no SVD of them could be had. At the first "
-        "update in the second half of the run all are factorised: train on, or give the run its true length."
-    )
-
-
-def higher_ranks(before: dict[str, int | None], weights: Weights, checkpoint: str | None) -> str | None:
-    """The best model was loaded at the end, and it is of an earlier phase than the last; None stands for dense."""
-    now = rank_or_dense(weights)
-    dense = [name for name, rank in now.items() if rank is None and before[name] is not None]
-    higher = [name for name, rank in now.items() if rank is not None and rank > (before[name] or rank)]
-    if not dense and not higher:
-        return None
-    what = (
-        f"{len(dense)} of {len(now)} layers are dense again, {_named(dense)}"
-        if dense
-        else f"{len(higher)} of {len(now)} layers have a higher rank again, first '{higher[0]}': {now[higher[0]]} "
-        f"instead of {before[higher[0]]}"
-    )
-    return (
-        f"`load_best_model_at_end` brought back {checkpoint}, which is of an earlier phase than the end of training: "
-        f"{what}. What is saved now is larger than what training ended with. To have the last model, set "
-        "`load_best_model_at_end=False`; to choose among the smaller ones, start evaluating after the cuts "
-        "(`eval_delay`)."
-    )
-
-
-def rank_or_dense(weights: Weights) -> dict[str, int | None]:
-    """{name: rank, or None while the layer is dense}."""
-    return {name: weight.rank if weight.is_factored else None for name, weight in weights.items()}
-
-
-def summary(weights: Weights, size: ModelSize, steps: int) -> str:
-    """How a run ended, in three sentences."""
-    ranks, full = [w.rank for w in weights.values()], [w.full_rank for w in weights.values()]
-    dense = sum(math.prod(w.matrix_shape) for w in weights.values())
-    held = sum(weight.held_size for weight in weights.values())
-    trained = sum(w.trainable_size for w in weights.values())
-    return (
-        f"OIALR after {steps} optimizer steps: {sum(r < f for r, f in zip(ranks, full, strict=True))} of "
-        f"{len(ranks)} layers are below their full rank, mean rank {sum(ranks) / len(ranks):.4g} of "
-        f"{sum(full) / len(full):.4g}. Of their {dense:,} dense parameters the adapter holds {held / dense:.0%} and "
-        f"{trained / dense:.0%} train. `save_compressed` would write {size}."
-    )
-
-
-def residual_summary(weights: Weights, steps: int) -> str:
-    """As `summary`, of adapters that add to their base."""
-    dense = sum(math.prod(w.matrix_shape) for w in weights.values())
-    trained, held = sum(w.trainable_size for w in weights.values()), sum(w.held_size for w in weights.values())
-    return (
-        f"OIALR after {steps} optimizer steps: {trained:,} values trained beside {len(weights)} layers of {dense:,} "
-        f"({trained / dense:.2%}); the adapter holds {held:,}. The base is as it was, and nothing got smaller."
-    )
-
-
-def _named(names: Iterable[str]) -> str:
-    """The first and the last of some names."""
-    names = list(names)
-    return " and ".join(names) if len(names) < 3 else f"{names[0]} to {names[-1]}"

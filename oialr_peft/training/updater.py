@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..update_report import UpdateReport
 from ..workers.check import digest
 from ..workers.parallel import Parallel
 from ..workers.sharding import fsdp_modules, full_tensor, is_sharded
-from . import notices, target
+from . import ending, notices, target
 from .averages import Averages
 from .optimizer_checks import check_optimizer
 from .optimizer_steps import GradientWatch, OptimizerSteps
@@ -77,10 +78,8 @@ class OIALRUpdater:
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
         self._seen = SeenActivations(self.weights, self.config, self.policies.ranks)
         self._look_ahead()
-        said = notices.beforehand(self.config, self.weights, self.policies.schedule, total_steps)
-        for kind, message in said.items():
-            self._warn_once(kind, message)
-        self._warn_once("below target", target.starts_below(self._size, self.config, self.weights))
+        self._warn(notices.beforehand(self.config, self.weights, self.policies.schedule, total_steps))
+        self._warn({"below target": target.starts_below(self._size, self.config, self.weights)})
 
     def _take(self, model: nn.Module) -> None:
         if not self.weights:
@@ -144,8 +143,8 @@ class OIALRUpdater:
         number = max((number for number in numbers if number is not None), default=None)
         self.steps += taken
         self._averages.warn_of_others(update=number is not None)
-        self._warn_once("past the end", notices.past_the_end(self.config, self.steps, self.total_steps))
-        report = None if number is None else self._update(number, taken)
+        self._warn(said := notices.meanwhile(self.config, self.weights, self.steps, self.total_steps))
+        report = None if number is None or said["frozen"] else self._update(number, taken)
         self._look_ahead()
         return report
 
@@ -171,8 +170,8 @@ class OIALRUpdater:
             self.parallel.after_update()
         if self.check:
             workers.require_equal(self._digests())
-        self._warn_once("large drop", notices.large_drop(report, self.config))
-        self._warn_once("unseen", notices.unseen(report, [name for name in awaited if name not in self._seen.found]))
+        unseen = notices.unseen(report, [name for name in awaited if name not in self._seen.found])
+        self._warn({"large drop": notices.large_drop(report, self.config), "unseen": unseen})
         return report
 
     def _new_steps(self) -> int:
@@ -187,12 +186,12 @@ class OIALRUpdater:
             return taken
         if any(p.grad is not None for p in self._parameters().values()):
             return 0
-        self._warn_once(
-            "no steps",
+        message = (
             f"`OIALRUpdater.step()` was called, but its {type(self.carrier.optimizer).__name__} has taken no step yet "
             "and there are no gradients; each such call counts as one step. In training call it after every "
-            "`optimizer.step()`, with the optimizer that the updater was made with.",
+            "`optimizer.step()`, with the optimizer that the updater was made with."
         )
+        self._warn({"no steps": message})
         return 1
 
     def follow(self, average: Any) -> None:
@@ -214,16 +213,17 @@ class OIALRUpdater:
     def summary(self) -> str:
         """How the run went, in three sentences; warns where half of the layers or more are no smaller than dense."""
         if self.config.residual:
-            return notices.residual_summary(self.weights, self.steps)
-        self._warn_once("no smaller", notices.no_smaller(self.weights, self.config))
-        self._warn_once("still dense", notices.still_dense(self.weights, self.config, self.steps))
-        self._warn_once("missed", target.missed(self._size, self.weights, self.policies, self.steps))
-        return notices.summary(self.weights, self._size.with_ranks(self.weights), self.steps)
+            return ending.residual_summary(self.weights, self.steps)
+        self._warn(ending.afterwards(self.weights, self.config, self.steps))
+        self._warn({"missed": target.missed(self._size, self.weights, self.policies, self.steps)})
+        return ending.summary(self.weights, self._size.with_ranks(self.weights), self.steps)
 
-    def _warn_once(self, kind: str, message: str | None) -> None:
-        if message is not None and kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, OIALRWarning, stacklevel=4)
+    def _warn(self, said: Mapping[str, str | None]) -> None:
+        """Each kind once."""
+        for kind, message in said.items():
+            if message is not None and kind not in self._warned:
+                self._warned.add(kind)
+                warnings.warn(message, OIALRWarning, stacklevel=4)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON. Bases and ranks are in the adapter, moments in the optimizer; under FSDP ranks are here."""

@@ -22,7 +22,7 @@ from ..memory import release_memory
 from ..missed_update import UpdateWatch
 from .given import as_given, note_chosen
 from .remarks import remarks
-from .rules import refuse_beside, refuse_to_merge_shared
+from .rules import refuse_adapter_names, refuse_beside, refuse_to_merge_shared
 from .start import starting_weight
 from .targets import TargetSelection, choose_targets, with_target
 from .together import shared_starts
@@ -97,11 +97,9 @@ class OIALRModel(BaseTuner):
     def _check_base_is_intact(self, action: str) -> None:
         for layer in oialr_layers(self.model).values():
             layer.check_base(action)
-        if any(getattr(config, "train_rest", False) for config in self.peft_config.values()):
-            raise RuntimeError(
-                f"With `train_rest` the rest of the model was trained too, so {action} would not give the base model "
-                "back. Load the base model again, or create the adapter with OIALRConfig(train_rest=False)."
-            )
+
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Any:
+        return refuse_adapter_names(kwargs.get("adapter_names"))
 
     def delete_adapter(self, adapter_name: str) -> None:
         for layer in oialr_layers(self.model).values():
@@ -165,6 +163,7 @@ class OIALRModel(BaseTuner):
             current_key, layer.plain_base(), layer.matrix_shape, peft_config
         )
         layer.add_weight(adapter_name, residual=peft_config.residual, **start.as_weight())
+        layer.rest_trained |= peft_config.train_rest
         if peft_config.frees_base:
             layer.free_base()
         if start.error is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -126,6 +127,16 @@ def refuse_beside(others: Iterable[OIALRConfig]) -> None:
                 f"Several OIALR adapters need `train_rest=False` and kept base weights in all of them: {rule}. "
                 "Create each with OIALRConfig(keep_base_weights=True, train_rest=False)."
             )
+
+
+def refuse_adapter_names(names: Sequence[str] | None) -> contextlib.AbstractContextManager[None]:
+    """A forward in which each sample names an adapter, which PEFT's LoRA can do."""
+    if names is not None:
+        raise NotImplementedError(
+            f"`adapter_names`, an adapter for each sample of a batch, is not there for OIALR; got {names!r}. Call "
+            "`set_adapter`, one batch for each adapter."
+        )
+    return contextlib.nullcontext()
 
 
 def refuse_to_merge_shared(layers: Mapping[str, OIALRLayer]) -> None:

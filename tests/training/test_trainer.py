@@ -298,3 +298,17 @@ def test_fsdp_that_the_trainer_does_not_do_is_told(mlp):
     parts = {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
     with pytest.warns(OIALRWarning, match="asked for FSDP but does not shard this model"):
         OIALRCallback().on_train_begin(SimpleNamespace(fsdp="full_shard"), TrainerState(max_steps=1000), None, **parts)
+
+
+def test_a_callback_begins_anew_with_another_adapter_of_the_model(tmp_path):
+    settings = {"delay": 0.5, "update_interval": 4, "train_rest": False, "keep_base_weights": True}
+    run = trainer(str(tmp_path), settings, max_steps=8)
+    run.train()
+    run.model.add_adapter("b", OIALRConfig(**(SETTINGS | settings)))
+    run.model.set_adapter("b")
+    callback = next(c for c in run.callback_handler.callbacks if isinstance(c, OIALRCallback))
+    second = trainer(str(tmp_path), model=run.model, callbacks=[callback], max_steps=8)
+    second.train()
+    assert callback.progress["steps"] == 8  # and not 16, of which its full-rank phase would be no share
+    second.train()
+    assert callback.progress["steps"] == 16

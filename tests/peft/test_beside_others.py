@@ -1,0 +1,113 @@
+"""Beside other adapters and other ways in: what cannot work is refused by name, nothing is lost without a word."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import BertForSequenceClassification
+
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning, save_compressed
+from tests.conftest import MLP, output, tiny_bert, tokens
+from tests.helpers import disturb
+
+
+INPUTS = {"input_ids": tokens()}
+
+
+@pytest.fixture
+def base(tmp_path):
+    torch.manual_seed(0)
+    tiny_bert().save_pretrained(tmp_path / "base")
+    return lambda: BertForSequenceClassification.from_pretrained(tmp_path / "base")
+
+
+def test_an_adapter_without_bases_comes_back_from_transformers_files(base, tmp_path):
+    model = base()
+    model.add_adapter(OIALRConfig(residual=True, r=4, save_bases=False))
+    disturb(model)
+    model.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(base(), tmp_path / "adapter")
+    torch.testing.assert_close(output(again, INPUTS), output(model, INPUTS))
+
+
+def test_lora_on_a_replaced_weight_is_refused_and_beside_a_residual_one_it_merges(base):
+    lora = LoraConfig(target_modules=["query"], init_lora_weights=False)
+    replaced = get_peft_model(base(), OIALRConfig(target_modules=["query"], r=4))
+    with pytest.raises(ValueError, match="LoRA on a layer whose weight an OIALR adapter replaces"):
+        get_peft_model(replaced, lora)
+    added = get_peft_model(base(), OIALRConfig(target_modules=["query"], r=4, residual=True))
+    disturb(added)
+    both = get_peft_model(added, lora)
+    expected = output(both, INPUTS)
+    both.merge_adapter()
+    torch.testing.assert_close(output(both, INPUTS), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_with_another_methods_adapter_is_not_compressed_without_it(base, tmp_path):
+    model = base()
+    model.add_adapter(LoraConfig(target_modules=["key"]), "lora")
+    model.add_adapter(OIALRConfig(target_modules=["query"], r=4), "small")
+    with pytest.raises(ValueError, match=r"key' has an adapter of another method"):
+        save_compressed(model, tmp_path / "small")
+
+
+def test_a_dense_phase_loads_without_memory_for_the_start(base, tmp_path):
+    model = get_peft_model(base(), OIALRConfig(task_type="SEQ_CLS", delay=3))
+    disturb(model)
+    model.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(base(), tmp_path / "adapter", low_cpu_mem_usage=True)
+    torch.testing.assert_close(output(again, INPUTS), output(model, INPUTS))
+
+
+def test_an_adapter_for_each_sample_is_refused(base):
+    model = get_peft_model(base(), OIALRConfig(residual=True, r=4))
+    with pytest.raises(NotImplementedError, match="`adapter_names`"):
+        model(input_ids=tokens(), adapter_names=["default"] * len(tokens()))
+    model(input_ids=tokens(), adapter_names=None)
+
+
+def test_several_adapters_that_train_together_are_refused_and_one_beside_a_frozen_one_is_not():
+    model = get_peft_model(MLP(), OIALRConfig(residual=True, r=4))
+    model.add_adapter("b", OIALRConfig(residual=True, r=6))
+    model.base_model.set_adapter(["default", "b"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with pytest.raises(ValueError, match=r"Several OIALR adapters of one layer train, \['default', 'b'\]"):
+        OIALRUpdater(model, optimizer)
+    for name, parameter in model.named_parameters():
+        if ".default" in name:
+            parameter.requires_grad_(False)
+    OIALRUpdater(model, optimizer)
+
+
+@pytest.mark.parametrize("way", ["disable_adapters", "delete_adapter"])
+def test_a_rest_that_was_trained_is_not_passed_off_as_the_base(base, way):
+    model = base()
+    model.add_adapter(OIALRConfig(train_rest=True, keep_base_weights=True))
+    with pytest.raises(RuntimeError, match="would not give the base model back"):
+        getattr(model, way)(*(["default"] if way == "delete_adapter" else []))
+
+
+def test_an_adapter_that_no_longer_trains_is_not_cut():
+    settings = {"update_interval": 3, "sigma_cutoff": 0.5, "layer_step": 1.0}
+    torch.manual_seed(0)
+    model = get_peft_model(MLP(), OIALRConfig(**settings))
+    model.add_adapter("b", OIALRConfig(**settings))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    updater = OIALRUpdater(model, optimizer, total_steps=20)
+    x = torch.randn(4, 12)
+    model.set_adapter("b")
+    ranks = {name: weight.rank for name, weight in updater.weights.items()}
+    with pytest.warns(OIALRWarning, match="'default', .* are frozen since its updater was made"):
+        for _ in range(4):
+            model(x).square().mean().backward()
+            optimizer.step()
+            assert updater.step() is None
+            optimizer.zero_grad()
+    assert {name: weight.rank for name, weight in updater.weights.items()} == ranks
+    model.set_adapter("default")
+    reports = []
+    for _ in range(3):
+        model(x).square().mean().backward()
+        optimizer.step()
+        reports.append(updater.step())
+        optimizer.zero_grad()
+    assert any(report is not None and report.changed for report in reports)
