@@ -15,7 +15,7 @@ class BaseWeight:
     """What an OIALRLayer knows of its base; `merged` and `get_base_layer` are PEFT's."""
 
     _unmerged_weight: torch.Tensor | None = None
-    rest_trained = False  # whether an adapter with `train_rest` changed what is around the layer
+    rest_trains = False  # with an adapter, by `train_rest`, so that the model around the layer is not the base's
 
     @property
     def base_weight(self) -> nn.Parameter:
@@ -26,6 +26,13 @@ class BaseWeight:
     def base_is_freed(self) -> bool:
         weight = self._unmerged_weight if cast(Any, self).merged else self.base_weight
         return weight is not None and weight.numel() == 0
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether an adapter, and not the base layer, is what the model computes with."""
+        me = cast(Any, self)
+        active = [] if me.disable_adapters else [me.weights.get(name) for name in me.active_adapters]
+        return self.base_is_freed or any(weight is not None and weight.base is None for weight in active)
 
     def plain_base(self) -> torch.Tensor:
         """The base weight without any adapter as floating-point numbers, made from those that are quantised."""
@@ -48,13 +55,13 @@ class BaseWeight:
 
     def check_base(self, action: str) -> None:
         """Raise if the base model, which `action` needs, is not there any more."""
+        if self.rest_trains:
+            raise RuntimeError(
+                f"With `train_rest` the rest of the model trains too, so {action} would not give the base model "
+                "back. Load the base model again, or create the adapter with OIALRConfig(train_rest=False)."
+            )
         if self.base_is_freed:
             raise RuntimeError(
                 f"The dense base weight of this {type(cast(Any, self).get_base_layer()).__name__} was freed, so "
                 f"{action} is impossible. Create the adapter with OIALRConfig(keep_base_weights=True) to keep it."
-            )
-        if self.rest_trained:
-            raise RuntimeError(
-                f"With `train_rest` the rest of the model was trained too, so {action} would not give the base model "
-                "back. Load the base model again, or create the adapter with OIALRConfig(train_rest=False)."
             )

@@ -34,7 +34,7 @@ class UpdateWatch:
         self.limit = limit
         self.copies: weakref.WeakSet[AdaptedWeight] = weakref.WeakSet()  # that no optimizer trains
         self._weight = weakref.ref(weight)
-        self._updater: weakref.ref[Any] = weakref.ref(self)  # whose call counted last; none did
+        self._counted: tuple[weakref.ref[Any], tuple[int, int]] | None = None  # by whom last, at which step
         self._attended = False
         self._steps = 0
         self._warned = False
@@ -48,18 +48,18 @@ class UpdateWatch:
         """An updater was made for this adapter."""
         self._attended = True
 
-    def reset(self, updater: Any) -> None:
-        """An updater made an update or found it not to be due yet, once in each step of the optimizer.
+    def reset(self, updater: Any, at: tuple[int, int]) -> None:
+        """An updater made an update or found it not to be due yet, once for each step of the optimizer.
 
         Raises:
-            RuntimeError: another one did so in this step.
+            RuntimeError: another one did so for this step.
         """
-        if not self._steps and self._updater() not in (None, self, updater):
+        if self._counted is not None and self._counted[0]() not in (None, updater) and self._counted[1] == at:
             raise RuntimeError(
                 "Two OIALRUpdaters make the updates of one model, so its ranks would fall twice as fast. "
                 "OIALRCallback makes one by itself: leave yours away, or the callback."
             )
-        self._steps, self._updater = 0, weakref.ref(updater)
+        self._steps, self._counted = 0, (weakref.ref(updater), at)
 
     def on_step(self, optimizer: Any) -> None:
         """Any optimizer of the process took a step."""

@@ -44,6 +44,7 @@ def averaging_blocks(length: int, window: int, dtype: torch.dtype, device: torch
 
 
 def _product(blocks: Blocks, x: Tensor) -> Tensor:
+    x = x.to(blocks[0][1].dtype)  # under autocast gradients come in its dtype
     return torch.cat([weights @ x[:, columns] for columns, weights in blocks], dim=1)
 
 

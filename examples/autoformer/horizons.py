@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 CARD = HERE.parents[1] / "model_cards" / "autoformer-horizons"
 SEEDS = (0, 1, 2)
 PROTOCOL = {"epochs": 10, "patience": 3, "learning_rate": 1e-4}
-# glibc gives large buffers back to the system after every use; keeping them saves a tenth to a fifth of a step
+# glibc gives large buffers back to the system after every use; keeping them saves a tenth to a quarter of a step
 KEEP_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {"methods": "dense"},

@@ -192,8 +192,8 @@ def _check_statistics(model: nn.Module, tensors: Tensors, live: Tensors) -> None
 def _check_shape(key: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) == shape:
         return
-    labels = tensor.ndim == len(shape) > 0 and tuple(tensor.shape)[1:] == shape[1:]
-    way_out = f" If it is a classifier's head, load the base model with `num_labels={len(tensor)}`." if labels else ""
+    head = {"classifier", "score"} & {*key.split(".")} and tensor.ndim == len(shape)
+    way_out = f" If it is a classifier's head, load the base model with `num_labels={len(tensor)}`." if head else ""
     raise ValueError(
         f"Tensor '{key}' of the adapter file has shape {tuple(tensor.shape)}, expected {shape}. The "
         f"file is damaged or belongs to another model; the model is unchanged.{way_out}"

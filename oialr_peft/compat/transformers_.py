@@ -20,6 +20,13 @@ def config_name(config: Any) -> str | None:
     return getattr(config, "_name_or_path", None)
 
 
+def without_mark(weight: torch.Tensor) -> torch.Tensor:
+    """A loaded weight without the mark that loading leaves: `low_cpu_mem_usage` of PEFT makes a Parameter like it, and
+    hands on what it finds on it as arguments."""
+    vars(weight).pop("_is_hf_initialized", None)
+    return weight
+
+
 def calling_handler() -> CallbackHandler | None:
     """The Trainer's CallbackHandler that is calling a callback.
 

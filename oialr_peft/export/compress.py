@@ -68,7 +68,7 @@ def check_adapter(base: nn.Module) -> None:
         name, layer = next(iter(others.items()))
         raise ValueError(
             f"'{name}' has an adapter of another method ({type(layer).__name__}), which the compressed model would "
-            "not hold. Merge that adapter or delete it first."
+            "not hold. Save the OIALR adapter, load it on the base model alone, and compress that."
         )
     if any(weight.base is not None for weight in weights.values()):
         raise ValueError(

@@ -10,13 +10,13 @@ from typing import Any
 import peft
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from ..config import OIALRConfig
 from ..files.tensors_file import ADAPTER_WEIGHTS, read_header
 
 
-_HEAD = re.compile(r"\.(classifier|score)(\.out_proj)?\.weight")
+_HEAD = re.compile(r"base_model\.model\.(decode_head\.)?(classifier|score)(\.out_proj)?\.weight")
 
 _LOADERS = {  # by task type; without one the config names the class of its base model
     None: peft.AutoPeftModel,
@@ -48,7 +48,7 @@ def load_with_base(source: str, *, is_trainable: bool = False) -> Any:
             "with `PeftModel.from_pretrained(model, path)`, and write it with `save_compressed` or `merge_and_unload`."
         )
     try:
-        return _LOADERS[task].from_pretrained(source, is_trainable=is_trainable, **_labels(source))
+        return _LOADERS[task].from_pretrained(source, is_trainable=is_trainable, **_labels(source, base))
     except (OSError, HFValidationError) as error:
         if os.path.isdir(base) or not isinstance(error.__cause__ or error, HFValidationError):
             raise
@@ -62,6 +62,8 @@ def _config(source: str) -> Any:
     try:
         return peft.PeftConfig.from_pretrained(source)
     except ValueError as error:
+        if os.path.isfile(os.path.join(source, "adapter_config.json")):
+            raise  # there is one, and what is wrong with it is said
         what = f"No adapter at '{source}'"
         if os.path.isfile(os.path.join(source, "config.json")):
             raise ValueError(f"{what}: it holds a whole model, which may be compressed already.") from error
@@ -71,14 +73,14 @@ def _config(source: str) -> Any:
         ) from error
 
 
-def _labels(source: str) -> dict[str, Any]:
-    """How to load the base of a classifier with as many labels as the head beside the adapter has."""
+def _labels(source: str, base: str) -> dict[str, Any]:
+    """How to load the base of a classifier that has another number of labels than the head beside the adapter."""
     with contextlib.suppress(OSError, ValueError):  # what is wrong with a file is told when it is loaded
         there = os.path.isdir(source)
         file = os.path.join(source, ADAPTER_WEIGHTS) if there else hf_hub_download(source, ADAPTER_WEIGHTS)
         header, _ = read_header(file)
-        heads = {entry["shape"][0] for name, entry in header.items() if _HEAD.search(name)}
-        if len(heads) == 1:
+        heads = {entry["shape"][0] for name, entry in header.items() if _HEAD.fullmatch(name)}
+        if len(heads) == 1 and heads != {AutoConfig.from_pretrained(base).num_labels}:
             return {"num_labels": heads.pop(), "ignore_mismatched_sizes": True}
     return {}
 

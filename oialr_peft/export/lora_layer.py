@@ -19,7 +19,7 @@ def lora_layer(target: Any, adapter_name: str, config: LoraConfig, *args: Any, *
         ValueError: a variant of LoRA that starts from the dense weight, or trains its parts (DoRA, PiSSA, OLoRA ...);
             or `target` has an OIALR adapter in the place of its weight, so that merging LoRA into that would be lost.
     """
-    if isinstance(target, OIALRLayer) and any(weight.base is None for weight in target.weights.values()):
+    if isinstance(target, OIALRLayer) and target.is_replaced:
         raise ValueError(
             "LoRA on a layer whose weight an OIALR adapter replaces could not be merged or saved with it. Make the "
             "model plain first, by `save_compressed` or `merge_and_unload`, and put LoRA on that; beside "

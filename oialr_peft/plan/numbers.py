@@ -113,7 +113,8 @@ def meta_model(source: str) -> nn.Module:
     """
     if (adapter := Path(source) / "adapter_config.json").is_file() and not (adapter.parent / "config.json").is_file():
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        raise ValueError(f"'{source}' is an adapter, without the config of its model. Give its base model: {base}.")
+        where = f"its base model: {base}" if base else "its base model, which it does not name"
+        raise ValueError(f"'{source}' is an adapter, without the config of its model. Give {where}.")
     try:
         config = transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:

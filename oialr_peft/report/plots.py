@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def plot_ranks(trace: str | os.PathLike, out: str | os.PathLike) -> None:
     """Draw the rank of every layer over the optimizer steps of a trace, and save it to `out` (png, svg or pdf).
 
-    Of a folder it is the trace that `read_run` takes.
+    `trace` may be a run's folder: then it is the one that `read_run` finds there.
 
     One grey line per layer and the mean in colour, as shares of min(out, in). Traces of version 0.1.0 do not hold it;
     there it is the rank before the first update.

@@ -16,6 +16,7 @@ from ..compat.transformers_ import calling_handler
 from ..errors import OIALRWarning
 from ..layer import adapted_weights
 from ..update_report import UpdateReport
+from ..workers.sharding import fsdp_modules
 from .ending import higher_ranks, rank_or_dense
 from .processing import remember_processing
 from .saved_state import progress_in
@@ -46,7 +47,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
         self.updater: OIALRUpdater | None = None
         self._trace: Trace | None = None
         self._ranks: dict[str, int | None] = {}
-        self._core: weakref.ref[Any] = weakref.ref(self)  # the first that the updater trains; none yet
+        self._core: weakref.ref | None = None  # the first that the updater trains
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         handler = calling_handler()
@@ -100,7 +101,9 @@ class OIALRCallback(TrainerCallback, ExportableState):
         read here. A checkpoint made without this callback counts the Trainer's steps.
         """
         if state.global_step == 0:
-            known = any(weight.core is self._core() for weight in adapted_weights(model).values())
+            fsdp_modules(model)  # so that cores are what they were at the start
+            cores = (weight.core for weight in adapted_weights(model).values())
+            known = self._core is not None and next(cores, None) is self._core()
             return self.progress if known else {"steps": 0}
         saved = state.stateful_callbacks.get(type(self).__name__)
         return progress_in(saved) if saved else {"steps": state.global_step}

@@ -70,21 +70,21 @@ def early_cut(config: OIALRConfig, weights: Weights, schedule: Schedule, last: i
     )
 
 
-def meanwhile(config: OIALRConfig, weights: Weights, steps: int, total_steps: int | None) -> dict[str, str | None]:
-    """{kind: what should be said of a run after a step}."""
-    return {"past the end": past_the_end(config, steps, total_steps), "frozen": frozen(weights)}
-
-
-def frozen(weights: Weights) -> str | None:
-    """Layers do not train any more that did when the updater was made, and a cut would take of them all the same."""
-    found = [name for name, weight in weights.items() if not weight.core.requires_grad]
-    if not found:
-        return None
-    adapter = weights[found[0]].adapter
+def frozen(weights: Weights) -> str:
+    """The optimizer steps, but not for this adapter, of which a cut would take all the same."""
+    adapter = next(iter(weights.values())).adapter
     return (
-        f"{len(found)} of {len(weights)} layers of the OIALR adapter {adapter!r}, {ends(found)}, are frozen "
-        "since its updater was made: it makes no updates while they are. Make another one for the adapter that trains "
-        "now, or leave layers that are not to change out with `exclude_modules`."
+        f"The OIALR adapter {adapter!r} is frozen while its optimizer steps, so an update was left out, as all are "
+        "while that is so. Make another updater for the adapter that trains now."
+    )
+
+
+def no_steps(optimizer: str) -> str:
+    """A call that no step of the optimizer, and no gradient, came before."""
+    return (
+        f"`OIALRUpdater.step()` was called, but its {optimizer} has taken no step yet and there are no gradients; "
+        "each such call counts as one step. In training call it after every `optimizer.step()`, with the optimizer "
+        "that the updater was made with."
     )
 
 

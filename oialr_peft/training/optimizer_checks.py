@@ -37,7 +37,7 @@ def check_optimizer(
     if several := [(name, adapters) for name, adapters in trained.items() if len(adapters) > 1]:
         raise ValueError(
             f"Several OIALR adapters of one layer train, {several[0][1]} of '{several[0][0]}', and an updater is of "
-            "one. Train one at a time: `set_adapter` with one name, or freeze the others."
+            "one. Train one at a time: `set_adapter` with one name."
         )
     if merged := [name for name, layer in layers.items() if name in weights and layer.merged]:
         raise ValueError(f"The OIALR adapter is merged ('{merged[0]}'). Call `unmerge_adapter()` to train it.")

@@ -73,11 +73,29 @@ class OptimizerSteps:
 
     So it does not matter how often, or in which place, a loop asks: micro-batches of an accumulation window and steps
     that a gradient scaler skipped are no steps, in a loop of one's own as under Accelerate.
+
+    Attributes:
+        trained: whether any of the parameters was not frozen in the steps that were last asked for.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
         self._counter = _steps_of(optimizer)
         self._began = self._asked = self._counter.total
+        self._parameters = list(parameters)
+        self.trained, self._training = True, False
+        around_steps(optimizer, self, replaced=lambda _: False)
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing is to be done."""
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A loop may freeze them before it asks, so look now."""
+        self._training = self._training or any(parameter.requires_grad for parameter in self._parameters)
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """Which step of which optimizer was the last one."""
+        return id(self._counter), self._counter.total
 
     @property
     def any(self) -> bool:
@@ -96,6 +114,7 @@ class OptimizerSteps:
         """How many steps were taken since the last call of this, which comes between steps."""
         self._counter.depth = 0  # a step that raised did not end
         new, self._asked = self._counter.total - self._asked, self._counter.total
+        self.trained, self._training = self._training or not new, False
         return new
 
 

@@ -99,7 +99,7 @@ class OIALRUpdater:
                 f"FSDP2 shards by shape, so bases='{self.config.bases}', the default of `target_size`, cannot change "
                 "what trains. Use OIALRConfig(bases='frozen'), or DistributedDataParallel."
             )
-        self._steps_taken = OptimizerSteps(self.carrier.optimizer)
+        self._steps_taken = OptimizerSteps(self.carrier.optimizer, self._parameters().values())
         self._gradients = GradientWatch(self._parameters().values())
         self._averages = Averages(model, list(self.weights.values()), self._watches)
         for watch in self._watches:
@@ -138,13 +138,16 @@ class OIALRUpdater:
             return None
         if self._steps_taken.any:
             for watch in self._watches:
-                watch.reset(self)
+                watch.reset(self, self._steps_taken.at)
         numbers = map(self.policies.schedule.update_number, range(self.steps + 1, self.steps + taken + 1))
         number = max((number for number in numbers if number is not None), default=None)
         self.steps += taken
+        if number is not None and not self._steps_taken.trained:
+            number = None
+            self._warn({"frozen": notices.frozen(self.weights)})
         self._averages.warn_of_others(update=number is not None)
-        self._warn(said := notices.meanwhile(self.config, self.weights, self.steps, self.total_steps))
-        report = None if number is None or said["frozen"] else self._update(number, taken)
+        self._warn({"past the end": notices.past_the_end(self.config, self.steps, self.total_steps)})
+        report = None if number is None else self._update(number, taken)
         self._look_ahead()
         return report
 
@@ -186,12 +189,7 @@ class OIALRUpdater:
             return taken
         if any(p.grad is not None for p in self._parameters().values()):
             return 0
-        message = (
-            f"`OIALRUpdater.step()` was called, but its {type(self.carrier.optimizer).__name__} has taken no step yet "
-            "and there are no gradients; each such call counts as one step. In training call it after every "
-            "`optimizer.step()`, with the optimizer that the updater was made with."
-        )
-        self._warn({"no steps": message})
+        self._warn({"no steps": notices.no_steps(type(self.carrier.optimizer).__name__)})
         return 1
 
     def follow(self, average: Any) -> None:

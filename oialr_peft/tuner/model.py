@@ -163,7 +163,7 @@ class OIALRModel(BaseTuner):
             current_key, layer.plain_base(), layer.matrix_shape, peft_config
         )
         layer.add_weight(adapter_name, residual=peft_config.residual, **start.as_weight())
-        layer.rest_trained |= peft_config.train_rest
+        layer.rest_trains |= peft_config.train_rest
         if peft_config.frees_base:
             layer.free_base()
         if start.error is not None:

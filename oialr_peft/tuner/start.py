@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..compat.transformers_ import without_mark
 from ..config import OIALRConfig
 from ..linalg import HELD, Directions, Factors, Rotation, decompose, leading_directions, working_dtype
 from ..weights import VH, U, form_of
@@ -44,9 +45,8 @@ def starting_weight(name: str, base: torch.Tensor, matrix_shape: tuple[int, ...]
             tensors |= {slot: tensors[slot].to(HELD) for slot in form.bases}
         return Start(Factors(tensors.get(U), tensors[form.core], tensors.get(VH)), awaits_file=True)
     if config.delay or config.ranks is not None:
-        # The memory of the base weight where that would be freed, else a copy; never the Parameter, whose attributes
-        # are transformers' and hinder PEFT's `low_cpu_mem_usage`.
-        return Start(Factors(None, base.detach() if config.frees_base else base.detach().clone(), None))
+        # The base weight itself where it would be freed, else a copy.
+        return Start(Factors(None, without_mark(base) if config.frees_base else base.detach().clone(), None))
     matrix, rank = base.reshape(matrix_shape), initial_rank(name, min(matrix_shape[-2:]), config)
     if config.residual:
         return residual_start(name, matrix, leading_directions(matrix, rank, config.init), config)

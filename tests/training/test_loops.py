@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater
 from oialr_peft.errors import OIALRWarning
 from tests.conftest import MLP, tiny_bert, tiny_gpt2, tokens
 from tests.peft.test_partial_state import INPUTS
@@ -249,3 +249,29 @@ def test_a_run_that_is_longer_than_was_said_is_told_of_once():
     with pytest.warns(OIALRWarning, match="after the `total_steps=6`") as caught:
         train(model, optimizer, updater, range(3))
     assert sum("total_steps=6" in str(w.message) for w in caught) == 1
+
+
+def test_updaters_of_two_adapters_in_turn_made_anew_are_no_conflict():
+    settings = {"r": 4, "update_interval": 3, "layer_step": 1.0}
+    torch.manual_seed(0)
+    model = get_peft_model(MLP(), OIALRConfig(**settings))
+    model.add_adapter("b", OIALRConfig(**settings))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    kept = []
+    for _ in range(2):
+        updaters = {}
+        for name in ("default", "b"):
+            model.set_adapter(name)
+            updaters[name] = OIALRUpdater(model, optimizer, total_steps=100)
+        kept.append(updaters)  # as garbage that was not collected yet
+        for name in ("default", "b", "default"):
+            model.set_adapter(name)
+            model(batch(0)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            for updater in updaters.values():
+                updater.step()
+
+
+def test_a_callback_can_be_pickled_before_it_trains():
+    assert pickle.loads(pickle.dumps(OIALRCallback(trace="x"))).trace == "x"

@@ -168,7 +168,7 @@ def test_the_scale_of_a_later_run_takes_over_and_a_parents_step_counts_once():
 def test_a_step_that_raised_does_not_end_scaling():
     parameter = nn.Parameter(torch.ones(CORE))
     optimizer = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0)
-    _scale, steps = scaled(optimizer, parameter), OptimizerSteps(optimizer)
+    _scale, steps = scaled(optimizer, parameter), OptimizerSteps(optimizer, [parameter])
 
     def fail():
         raise RuntimeError
