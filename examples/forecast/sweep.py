@@ -22,7 +22,6 @@ CASES = ("ETTh1_96", "ETTm2_96", "ETTh2_96", "ETTm2_192", "ETTm2_336", "ETTm2_72
 MODELS = {"patchtst": CASES, "patchtsmixer": CASES[:3]}
 SEARCHED = (CASES[0], "ETTm2_720")
 STEPS = {"patchtst": 1200, "patchtsmixer": 400}
-RATES = {"patchtst": ("4e-3", "2e-3", "8e-3"), "patchtsmixer": ("4e-3", "2e-3", "8e-3", "16e-3", "32e-3")}
 
 
 def command(data: Path, cards: Path, model: str, case: str) -> list[str]:
@@ -30,10 +29,9 @@ def command(data: Path, cards: Path, model: str, case: str) -> list[str]:
     series, horizon = case.split("_")
     given = {"data": data / f"{series}.csv.gz", "model": model, "horizon": horizon, "steps": STEPS[model]}
     given["output"] = cards / model / f"{case}.json"
-    flags = [f"--{name}={value}" for name, value in given.items()]
-    if case in SEARCHED:
-        return [*flags, "--rates", *RATES[model]]
-    return [*flags, f"--rates-of={cards / model / MODELS[model][0]}.json"]
+    if case not in SEARCHED:
+        given["rates-of"] = cards / model / f"{MODELS[model][0]}.json"
+    return [f"--{name}={value}" for name, value in given.items()]
 
 
 def best_rate(runs: list[dict[str, Any]], method: str) -> float:
