@@ -57,7 +57,7 @@ class BaseWeight:
         """Raise if the base model, which `action` needs, is not there any more."""
         if self.rest_trains:
             raise RuntimeError(
-                f"With `train_rest` the rest of the model trains too, so {action} would not give the base model "
+                f"With `train_rest` the rest of the model was trained too, so {action} would not give the base model "
                 "back. Load the base model again, or create the adapter with OIALRConfig(train_rest=False)."
             )
         if self.base_is_freed:

@@ -80,7 +80,7 @@ def test_unload_gives_the_base_back(mlp):
 
 
 def test_a_freed_base_says_which_option_keeps_it(mlp):
-    model = get_peft_model(mlp, OIALRConfig(train_rest=True))
+    model = get_peft_model(mlp, OIALRConfig(delay=3))
     with pytest.raises(RuntimeError, match="keep_base_weights=True"), model.disable_adapter():
         pass
     with pytest.raises(RuntimeError, match="keep_base_weights=True"):
