@@ -67,10 +67,10 @@ class UpdateWatch:
             if _trains(optimizer, copy):
                 self.copies.discard(copy)
         weight = self._weight()
-        if weight is None or not _trains(optimizer, weight):
+        if self._warned or weight is None or not _trains(optimizer, weight):
             return
         self._steps += 1
-        if self._warned or (self._attended and self._steps <= self.limit):
+        if self._attended and self._steps <= self.limit:
             return
         self._warned = True
         warnings.warn(

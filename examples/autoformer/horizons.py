@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from horizons_card import HORIZONS, read, render
+from settings import KEEP_BUFFERS
 
 
 HERE = Path(__file__).resolve().parent
 CARD = HERE.parents[1] / "model_cards" / "autoformer-horizons"
 SEEDS = (0, 1, 2)
 PROTOCOL = {"epochs": 10, "patience": 3, "learning_rate": 1e-4}
-# glibc gives large buffers back to the system after every use; keeping them saves a tenth to a quarter of a step
-KEEP_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {"methods": "dense"},
     # decoded from the authors' figures: all but the cutoff, which only has to be large

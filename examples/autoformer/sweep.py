@@ -19,19 +19,14 @@ from statistics import mean, stdev
 from typing import Any, cast
 
 from report import write_json
-from settings import Settings, earlier_results, option
+from settings import KEEP_BUFFERS, Settings, earlier_results, option
 from tqdm.auto import tqdm
 from train import METHODS
 from transformers import HfArgumentParser
 
 
 FIGURES = ("test_mse", "test_mae", "trainable_parameters", "trainable_percent", "parameters_held", "compressed_bytes")
-# One thread each. glibc gives large buffers back to the system after every use; keeping them saves a fifth of a step.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", **KEEP_BUFFERS}
 
 
 @dataclass

@@ -61,15 +61,14 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
 def check_adapter(base: nn.Module) -> None:
     """Refuse a model that has no adapter, one that makes nothing smaller, or one of another method beside it."""
     weights = adapted_weights(base)
-    others = {n: m for n, m in base.named_modules() if isinstance(m, BaseTunerLayer) and not isinstance(m, OIALRLayer)}
     if not weights:
         raise TypeError(f"{type(base).__name__} has no active OIALR adapter to compress. {NO_ADAPTER}")
-    if others:
-        name, layer = next(iter(others.items()))
-        raise ValueError(
-            f"'{name}' has an adapter of another method ({type(layer).__name__}), which the compressed model would "
-            "not hold. Save the OIALR adapter, load it on the base model alone, and compress that."
-        )
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, OIALRLayer):
+            raise ValueError(
+                f"'{name}' has an adapter of another method ({type(module).__name__}), which the compressed model "
+                "would not hold. Save the OIALR adapter, load it on the base model alone, and compress that."
+            )
     if any(weight.base is not None for weight in weights.values()):
         raise ValueError(
             "save_compressed writes weights as two small factors, and a residual adapter leaves them whole: nothing "

@@ -70,7 +70,7 @@ def early_cut(config: OIALRConfig, weights: Weights, schedule: Schedule, last: i
     )
 
 
-def frozen(weights: Weights) -> str:
+def left_out(weights: Weights) -> str:
     """The optimizer steps, but not for this adapter, of which a cut would take all the same."""
     adapter = next(iter(weights.values())).adapter
     return (

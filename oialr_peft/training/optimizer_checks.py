@@ -32,13 +32,13 @@ def check_optimizer(
             f"{len(frozen)} of {len(parameters)} layers of the OIALR adapter are frozen, first '{frozen[0]}', and "
             "updates would cut them all the same. Leave them out with `exclude_modules`."
         )
-    together = {n: [a for a in layer.active_adapters if a in layer.weights] for n, layer in layers.items()}
-    trained = {n: [a for a in names if layers[n].weights[a].core.requires_grad] for n, names in together.items()}
-    if several := [(name, adapters) for name, adapters in trained.items() if len(adapters) > 1]:
-        raise ValueError(
-            f"Several OIALR adapters of one layer train, {several[0][1]} of '{several[0][0]}', and an updater is of "
-            "one. Train one at a time: `set_adapter` with one name."
-        )
+    for name, layer in layers.items():
+        active = [adapter for adapter in layer.active_adapters if adapter in layer.weights]
+        if len(trained := [adapter for adapter in active if layer.weights[adapter].core.requires_grad]) > 1:
+            raise ValueError(
+                f"Several OIALR adapters of one layer train, {trained} of '{name}', and an updater is of one. Train "
+                "one at a time: `set_adapter` with one name."
+            )
     if merged := [name for name, layer in layers.items() if name in weights and layer.merged]:
         raise ValueError(f"The OIALR adapter is merged ('{merged[0]}'). Call `unmerge_adapter()` to train it.")
     if missing := [name for name, p in parameters.items() if id(p) not in held]:

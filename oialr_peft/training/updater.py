@@ -144,7 +144,7 @@ class OIALRUpdater:
         self.steps += taken
         if number is not None and not self._steps_taken.trained:
             number = None
-            self._warn({"frozen": notices.frozen(self.weights)})
+            self._warn({"left out": notices.left_out(self.weights)})
         self._averages.warn_of_others(update=number is not None)
         self._warn({"past the end": notices.past_the_end(self.config, self.steps, self.total_steps)})
         report = None if number is None else self._update(number, taken)
