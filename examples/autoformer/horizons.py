@@ -6,7 +6,8 @@
     python horizons.py --card
 
 Adam at 1e-4 for two epochs, then halved each epoch, at most ten, patience 3, the best checkpoint tested. A run is a
-process of its own; its record goes into results.json of the card as soon as it ends.
+process of its own; its record goes into results.json of the card as soon as it ends. One that was cut off goes on
+from its last epoch.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def train(data: str, width: int, horizon: int, method: str, seed: int, work: Pat
     given = {"data": data, "d_model": width, "horizon": horizon, "seed": seed, "output": output}
     settings = METHODS[method] | OF_HORIZON.get(horizon, {}).get(method, {})
     flags = [f"--{name}={value}" for name, value in {**given, **PROTOCOL, **settings}.items()]
-    command = [sys.executable, str(HERE / "run.py"), *flags]
+    command = [sys.executable, str(HERE / "run.py"), "--resume", *flags]
     subprocess.run(command, check=True, env={**KEEP_BUFFERS, **os.environ})
     found = json.loads((output / "results.json").read_text())["runs"][0]
     key = {"method": method, "horizon": horizon, "seed": seed, "width": width}

@@ -70,6 +70,7 @@ def training_arguments(settings: Settings, folder: Path) -> TrainingArguments:
         save_strategy="epoch" if settings.patience else "no",
         save_total_limit=1 if settings.patience else None,
         load_best_model_at_end=settings.patience > 0,
+        restore_callback_states_from_checkpoint=True,  # how long patience has lasted, in a run that is resumed
         metric_for_best_model="mse",
         greater_is_better=False,
         logging_steps=50,

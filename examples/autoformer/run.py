@@ -22,6 +22,7 @@ class Choice:
     """What to run."""
 
     methods: str = option(",".join(METHODS), "Comma-separated: dense, oialr or both.")
+    resume: bool = option(False, "Go on from the last whole checkpoint in the output; --patience writes one an epoch.")
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods.split(",") if name not in METHODS]
@@ -48,7 +49,7 @@ def prepare(settings: Settings, methods: list[str]) -> Splits:
     return splits
 
 
-def compare(methods: list[str], settings: Settings) -> dict[str, object]:
+def compare(methods: list[str], settings: Settings, resume: bool = False) -> dict[str, object]:
     """Runs the trivial predictors and `methods`, writes everything to `settings.output`, returns results.json.
 
     What the folder has of other methods, with the same settings, is kept.
@@ -58,9 +59,11 @@ def compare(methods: list[str], settings: Settings) -> dict[str, object]:
     splits = prepare(settings, methods)
     baselines = baseline_errors(splits.test)
     runs = [run for run in earlier["runs"] if run["method"] not in methods] if earlier else []
+    results = {"settings": asdict(settings), "trivial predictors": baselines, "runs": runs}
+    if earlier is None:
+        write_json(folder / "results.json", results)  # whose the checkpoints are, should this be cut off
     for method in methods:
-        runs.append(train_one(method, settings, splits))
-        results = {"settings": asdict(settings), "trivial predictors": baselines, "runs": runs}
+        runs.append(train_one(method, settings, splits, resume))
         write_json(folder / "results.json", results)
     title = f"{settings.data or 'synthetic series'}, {splits.protocol} rows, horizon {settings.horizon}, test split"
     print_table(title, baselines, runs)
@@ -80,7 +83,7 @@ def plot_trace(trace: Path, picture: Path) -> None:
 def main() -> None:
     """Reads the command line and runs the comparison."""
     settings, choice = HfArgumentParser(cast(Any, (Settings, Choice))).parse_args_into_dataclasses()
-    compare(choice.methods.split(","), settings)
+    compare(choice.methods.split(","), settings, choice.resume)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ from windows import Splits
 METHODS = ("dense", "oialr")
 
 
-def train_one(method: str, settings: Settings, splits: Splits) -> dict[str, Any]:
+def train_one(method: str, settings: Settings, splits: Splits, resume: bool = False) -> dict[str, Any]:
     """Trains the model, writes it to `settings.output`/`method` and returns the record of the run.
 
     Both methods start from the same weights and see the same batches. The record holds validation MSE per epoch, test
     MSE and MAE over all windows (normalised units) of the last epoch's model, or with `patience` of the best epoch's,
-    parameter counts, bytes of the model to ship, seconds per step, settings, versions and hardware.
+    parameter counts, bytes of the model to ship, seconds per step, settings, versions and hardware. With `resume` a
+    run that was cut off goes on from its last whole checkpoint, and ends where it would have.
 
     Raises:
         ValueError: unknown method.
@@ -39,8 +40,15 @@ def train_one(method: str, settings: Settings, splits: Splits) -> dict[str, Any]
         raise ValueError(f"method: must be one of {METHODS}, got {method!r}.")
     folder = Path(settings.output) / method
     trainer, clock = make_trainer(method, settings, splits, folder)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
     return make_record(method, settings, splits, folder, trainer, clock)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest that was written to its end, None without any."""
+    from oialr_peft.checkpoint import last_complete_checkpoint  # here and below, so that a dense run does without
+
+    return last_complete_checkpoint(folder)
 
 
 def make_trainer(
@@ -100,7 +108,7 @@ def model_config(settings: Settings) -> transformers.AutoformerConfig:
 
 def factorise(model: nn.Module, settings: Settings, trace: Path) -> tuple[nn.Module, TrainerCallback]:
     """Returns the model under OIALR and its callback."""
-    from oialr_peft import OIALRCallback  # here and below, so that a dense run does without
+    from oialr_peft import OIALRCallback
 
     return get_peft_model(model, oialr_config(settings)), OIALRCallback(trace=str(trace))
 

@@ -5,9 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy
+import pandas
 import pytest
+from data import CHANNELS
 
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "autoformer"
@@ -78,6 +82,35 @@ def test_bad_input_ends_before_training_and_leaves_nothing_behind(tmp_path: Path
     assert "ValueError" in result.stderr
     assert "HULL" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_the_same(tmp_path: Path) -> None:
+    # what is learnt from the waves of the first 360 hours makes the forecasts of the noise after them worse
+    values = numpy.random.default_rng(0).normal(size=(600, len(CHANNELS)))
+    values[:360] = numpy.sin(numpy.outer(numpy.arange(360), numpy.arange(2, 9)) / 5)
+    hours = pandas.DataFrame(values, columns=CHANNELS)
+    hours.insert(0, "date", pandas.date_range("2020-01-01", periods=600, freq="h"))
+    hours.to_csv(tmp_path / "series.csv", index=False)
+    sizes = ["--data", "series.csv", "--d_model", "16", "--horizon", "8", "--context", "16", "--label_length", "8"]
+    ends = ["--learning_rate", "0.03", "--epochs", "9", "--patience", "2", "--delay", "5", "--update_interval", "7"]
+    flags = [*sizes, *ends, "--target_size", "0.8", "--methods", "oialr"]
+    assert (whole := run("run.py", tmp_path, *flags, "--output", "whole")).returncode == 0, whole.stderr
+    command = [sys.executable, str(EXAMPLE / "run.py"), *flags, "--output", "cut"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    # two: the best and a later one, so that patience has begun
+    while len(list((tmp_path / "cut" / "oialr").glob("checkpoint-*/trainer_state.json"))) < 2:
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    assert not runs(tmp_path / "cut")
+    resumed = run("run.py", tmp_path, *flags, "--output", "cut", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    expected, found = runs(tmp_path / "whole")["oialr"], runs(tmp_path / "cut")["oialr"]
+    assert expected["steps"] < 9 * (expected["steps"] // len(expected["validation_mse"]))  # patience ended it
+    for name in ("validation_mse", "test_mse", "steps", "ranks", "trainable_parameters"):
+        assert found[name] == expected[name]
 
 
 @pytest.mark.slow
