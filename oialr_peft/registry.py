@@ -40,6 +40,7 @@ def register() -> None:
     _save_and_load_safely()
     _read_compressed_checkpoints()
     _put_lora_on_compressed_layers()
+    _keep_others_off_replaced_layers()
 
 
 def _read_compressed_checkpoints() -> None:
@@ -77,6 +78,22 @@ def _lora_layer(original: Callable, target: Any, *args, **kwargs) -> Any:
     from .export.lora_layer import lora_layer
 
     return lora_layer(target, *args, **kwargs) or original(target, *args, **kwargs)
+
+
+def _keep_others_off_replaced_layers() -> None:
+    """Have every other tuner refuse a layer whose weight an OIALR adapter replaces: none asks what it wraps."""
+    from peft.tuners.tuners_utils import BaseTuner
+
+    patch(BaseTuner, "inject_adapter", _inject)
+
+
+def _inject(original: Callable, tuner: Any, model: Any, adapter_name: str, *args, **kwargs) -> None:
+    """BaseTuner.inject_adapter."""
+    from .tuner.rules import refuse_on_replaced
+
+    original(tuner, model, adapter_name, *args, **kwargs)
+    method = tuner.peft_config[adapter_name].peft_type
+    refuse_on_replaced(model, getattr(method, "value", method))
 
 
 def _write_our_cards() -> None:

@@ -13,6 +13,8 @@ it can go. Functions that are replaced for the whole process, by `patch.patch`:
     PeftConfigMixin.from_json_file                   a damaged config fails without the file's name; once it has it
     dispatch_default of peft.tuners.lora.model       LoRA knows no two-factor layer; once PEFT has a public table of
                                                      layers for it
+    BaseTuner.inject_adapter                         a method's layer asks nothing of the layer that it wraps; once a
+                                                     tuner's layer can refuse to be wrapped
     PretrainedConfig.from_dict, .to_dict,            plain transformers must not load a compressed model as a dense
     .to_diff_dict (transformers)                     one; once a config can name the package that it needs
 

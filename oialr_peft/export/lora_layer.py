@@ -1,4 +1,4 @@
-"""PEFT's LoRA on a two-factor layer, under the name of the layer that it stands for; on OIALR's own it is refused."""
+"""PEFT's LoRA on a two-factor layer, under the name of the layer that it stands for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
-from ..layer import OIALRLayer
 from .modules import Factored
 
 
@@ -16,15 +15,8 @@ def lora_layer(target: Any, adapter_name: str, config: LoraConfig, *args: Any, *
     """The LoRA layer around `target` where that is two linear layers in a row; None for any other.
 
     Raises:
-        ValueError: a variant of LoRA that starts from the dense weight, or trains its parts (DoRA, PiSSA, OLoRA ...);
-            or `target` has an OIALR adapter in the place of its weight, so that merging LoRA into that would be lost.
+        ValueError: a variant of LoRA that starts from the dense weight, or trains its parts (DoRA, PiSSA, OLoRA ...).
     """
-    if isinstance(target, OIALRLayer) and target.is_replaced:
-        raise ValueError(
-            "LoRA on a layer whose weight an OIALR adapter replaces could not be merged or saved with it. Make the "
-            "model plain first, by `save_compressed` or `merge_and_unload`, and put LoRA on that; beside "
-            "OIALRConfig(residual=True) it works as it is."
-        )
     if not isinstance(target, Factored) or not isinstance(target.down, nn.Linear):
         return None
     if config.use_dora or config.init_lora_weights not in (True, False, "gaussian", "orthogonal"):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import nn
 
@@ -127,6 +128,24 @@ def refuse_beside(others: Iterable[OIALRConfig]) -> None:
                 f"Several OIALR adapters need `train_rest=False` and kept base weights in all of them: {rule}. "
                 "Create each with OIALRConfig(keep_base_weights=True, train_rest=False)."
             )
+
+
+def refuse_on_replaced(model: nn.Module, method: str) -> None:
+    """Take another method's layers off those whose weight an OIALR adapter replaces, and refuse them.
+
+    PEFT's methods merge into, or even compute with, the weight of the innermost layer, which counts for nothing there.
+    """
+    below = {n: getattr(m, "base_layer", None) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    on = {name: layer for name, layer in below.items() if isinstance(layer, OIALRLayer) and layer.is_replaced}
+    for name, layer in on.items():
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer)
+    if on:
+        raise ValueError(
+            f"{method} on '{next(iter(on))}', whose weight an OIALR adapter replaces, could not be merged or saved "
+            "with it. Make the model plain first, by `save_compressed` or `merge_and_unload`, and adapt that; LoRA "
+            "works beside OIALRConfig(residual=True) as it is."
+        )
 
 
 def refuse_adapter_names(names: Sequence[str] | None) -> contextlib.AbstractContextManager[None]:

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    HRAConfig,
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from transformers import BertForSequenceClassification
 
 from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning, save_compressed
@@ -29,18 +38,39 @@ def test_an_adapter_without_bases_comes_back_from_transformers_files(base, tmp_p
     torch.testing.assert_close(output(again, INPUTS), output(model, INPUTS))
 
 
-def test_lora_on_a_replaced_weight_is_refused_and_beside_a_residual_one_it_merges(base):
-    lora = LoraConfig(target_modules=["query"], init_lora_weights=False)
+OTHERS = {
+    "LORA": LoraConfig(target_modules=["query"], init_lora_weights=False),
+    "LOHA": LoHaConfig(target_modules=["query"]),
+    "IA3": IA3Config(target_modules=["query"], feedforward_modules=[]),
+    "OFT": OFTConfig(target_modules=["query"], oft_block_size=4),
+    "HRA": HRAConfig(target_modules=["query"]),
+}
+
+
+def mix_in(model, config):
+    return inject_adapter_in_model(config, model)
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_other_methods_on_a_replaced_weight_are_refused_and_leave_the_model_as_it_was(base, method):
     replaced = get_peft_model(base(), OIALRConfig(target_modules=["query"], r=4))
-    with pytest.raises(ValueError, match="LoRA on a layer whose weight an OIALR adapter replaces"):
-        get_peft_model(replaced, lora)
+    expected = output(replaced, INPUTS)
+    for inject, onto in ((get_peft_model, replaced), (mix_in, replaced.base_model.model)):
+        with pytest.raises(ValueError, match=f"{method} on '.*query', whose weight an OIALR adapter replaces"):
+            inject(onto, OTHERS[method])
+        torch.testing.assert_close(output(replaced, INPUTS), expected)
+        replaced.merge_adapter()
+        replaced.unmerge_adapter()
+
+
+def test_lora_instead_of_a_replaced_weight_or_beside_a_residual_one(base):
     switched = base()
     switched.add_adapter(OIALRConfig(target_modules=["query"], r=4), "small")
     switched.disable_adapters()
-    switched.add_adapter(lora, "lora")  # instead of it
+    switched.add_adapter(OTHERS["LORA"], "lora")
     added = get_peft_model(base(), OIALRConfig(target_modules=["query"], r=4, residual=True))
     disturb(added)
-    both = get_peft_model(added, lora)
+    both = get_peft_model(added, OTHERS["LORA"])
     expected = output(both, INPUTS)
     both.merge_adapter()
     torch.testing.assert_close(output(both, INPUTS), expected, atol=1e-5, rtol=1e-4)
