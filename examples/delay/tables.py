@@ -61,14 +61,12 @@ def _row(delay: str, runs: dict[int, dict[str, Any]], seeds: list[int]) -> dict[
 
 
 def _verdict(best: dict[int, dict[str, Any]], auto: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
-    """Auto less the best share, seed by seed, and how far that one's seeds lie apart; None where auto has no run."""
+    """Auto less the best share, seed by seed; None where auto has no run."""
     both = sorted(best.keys() & auto.keys())
     if not both:
         return None
     gaps = [auto[seed]["validation"] - best[seed]["validation"] for seed in both]
-    losses = [run["validation"] for run in best.values()]
-    spread = max(losses) - min(losses)
-    return {"gap": mean(gaps), "gaps": gaps, "spread": spread, "within": mean(gaps) <= spread, "seeds": len(losses)}
+    return {"gap": mean(gaps), "gaps": gaps}
 
 
 def _left(auto: dict[int, dict[str, Any]], steps: int) -> dict[str, float] | None:

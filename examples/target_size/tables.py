@@ -46,13 +46,14 @@ def verdict(tasks: list[dict[str, Any]]) -> str:
     ]
     ahead = sum(ours < theirs for ours, theirs in pairs)
     uniform = [
-        ours < theirs
+        theirs - ours
         for task in tasks
         for ours, theirs in zip(*(_losses(task, rule) for rule in ("target_size", "uniform")), strict=True)
     ]
     return (
         f"Read: chosen together, ranks ended ahead of the cutoff per layer in {ahead} of {len(pairs)} pairs of one "
-        f"seed,\nand ahead of the same share everywhere in {sum(uniform)} of {len(uniform)}."
+        f"seed,\nand ahead of the same share everywhere in {sum(gap > 0 for gap in uniform)} of {len(uniform)}, by "
+        f"{min(uniform):.4f} to {max(uniform):.4f}."
     )
 
 
