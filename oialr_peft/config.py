@@ -54,8 +54,8 @@ class OIALRConfig(PeftConfig):
             side's basis train along with sigma, as one matrix: more trains, and the loss ends nearer to dense
             training's. `None` (default): longer with `target_size`, else frozen. Set it to longer when
             training from scratch, and to frozen under FSDP2 or where the values that train are to be few.
-        freeze_bases: with `bases="longer"`, the step, or share of the run in (0, 1), from which on both bases are
-            frozen and sigma alone trains. `None` (default): never.
+        freeze_bases: with `bases="longer"`, the step, or share of the run in (0, 1): from the first update at or
+            after it both bases are frozen and sigma alone trains. `None` (default): never.
         residual: fine-tune as LoRA does: W stays whole, or quantised, and u @ sigma @ vh is what is added to it, zero
             at first. u and vh are the `r` leading singular directions of W and stay; sigma's r x r values train.
             Ranks and bases do not change, nothing gets smaller, and several adapters add up. `r=None` is 32 then, or
@@ -64,7 +64,8 @@ class OIALRConfig(PeftConfig):
             `False` saves sigma alone; loading then decomposes the base's weights again, and refuses another base.
         lr_scale: scale of sigma's step, so that one learning rate serves every rank: `"match"` (default) gives it the
             size of a dense weight's, by the rule of the optimizer's kind; `"none"` leaves it as the optimizer does,
-            as in the paper and in adapters saved before there was this field; a number is a constant scale.
+            as in the paper and in adapters saved before there was this field; a number is a constant scale of
+            what is factorised.
         target_size: share in (0, 1) of the whole model's dense parameters, embeddings counted, that the compressed
             checkpoint is to hold at the end. The ranks of all layers are then chosen together, at every update for all
             layers; the last cut comes after a third of the run, with `delay` after two thirds. `None` (default): each
@@ -166,6 +167,7 @@ class OIALRConfig(PeftConfig):
                 f"This adapter has format version {self.format_version}; this oialr_peft reads versions up to "
                 f"{FORMAT_VERSION}. Upgrade it: `pip install -U oialr-peft`."
             )
+        self.rank_pattern = self.rank_pattern or {}  # PEFT takes None for it
         if self.bases is None:
             self.bases = "frozen" if self.target_size is None else "longer"
         check(self)

@@ -62,7 +62,7 @@ class UpdateWatch:
         self._steps, self._counted = 0, (weakref.ref(updater), at)
 
     def on_step(self, optimizer: Any) -> None:
-        """Any optimizer of the process took a step."""
+        """Any optimizer of the process took a step, not as a part of another's."""
         for copy in list(self.copies):
             if _trains(optimizer, copy):
                 self.copies.discard(copy)
@@ -106,6 +106,9 @@ _WATCHES: weakref.WeakSet[UpdateWatch] = weakref.WeakSet()
 
 
 def _tell_watches(optimizer: Any, args: Any, kwargs: Any) -> None:
+    found = getattr(optimizer, "found_inf", None)  # a fused optimizer that a GradScaler had skip its step
+    if getattr(optimizer, "is_part", False) or (found is not None and bool(found)):
+        return
     for watch in list(_WATCHES):
         watch.on_step(optimizer)
 

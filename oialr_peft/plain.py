@@ -12,27 +12,28 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .layer import OIALRLayer, adapted_weights, oialr_layers
-from .units import short
+from .units import beginnings, short
 from .weights import AdaptedWeight
 from .workers.saving import gathered
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
     """{key of the state dict: its name in the plain model}, of base layers and saved modules; without adapters."""
-    skipped, renamed = [], {}
+    layers, skipped, renamed = set(), set(), {}  # beginnings of keys
     for name, module in model.named_modules():
         if isinstance(module, OIALRLayer):
-            skipped += [f"{name}.oialr_"]
+            layers.add(f"{name}.")
             renamed[f"{name}.base_layer."] = f"{name}."
         elif isinstance(module, AuxiliaryTrainingWrapper):
             active = module.active_adapters[0]
-            skipped += [f"{name}.original_module."]
-            skipped += [f"{name}.modules_to_save.{other}." for other in module.modules_to_save if other != active]  # type: ignore[union-attr,attr-defined]
+            skipped.add(f"{name}.original_module.")
+            skipped |= {f"{name}.modules_to_save.{other}." for other in module.modules_to_save if other != active}  # type: ignore[union-attr,attr-defined]
             renamed[f"{name}.modules_to_save.{active}."] = f"{name}."
     names = {}
     for key in model.state_dict():
-        if not key.startswith(tuple(skipped)):
-            old = next((prefix for prefix in renamed if key.startswith(prefix)), None)
+        starts = beginnings(key)
+        if skipped.isdisjoint(starts) and not any(key.startswith("oialr_", len(s)) for s in starts if s in layers):
+            old = next((start for start in starts if start in renamed), None)
             names[key] = key if old is None else renamed[old] + key[len(old) :]
     return names
 

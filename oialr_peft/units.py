@@ -17,3 +17,8 @@ def ends(names: Iterable[str]) -> str:
     """The first and the last of some names."""
     names = list(names)
     return " and ".join(names) if len(names) < 3 else f"{names[0]} to {names[-1]}"
+
+
+def beginnings(key: str) -> list[str]:
+    """Of a dotted name, each with its last dot, the shortest first."""
+    return [key[: place + 1] for place, letter in enumerate(key) if letter == "."]

@@ -225,6 +225,28 @@ def test_a_model_is_not_written_over_what_it_is_made_from_nor_over_a_file(verb, 
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.parametrize("verb", ["compress", "merge"])
+def test_a_model_is_not_written_beside_another_adapter(verb, adapter, tmp_path, capsys):
+    """transformers would load that one in the place of a merged model, and compress would remove it."""
+    folder, model = adapter
+    model.save_pretrained(tmp_path / "other")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(SystemExit, match="2"):
+        main([verb, str(folder), str(tmp_path / "other")])
+    assert "has an adapter, which would be lost beside the new model" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("damaged", ['{"peft_type": "OIALR", "ranks": []}', '{"peft_type": "OIALR", "r": "x"}', "[1]"])
+def test_a_damaged_config_ends_with_words(damaged, tmp_path, capsys):
+    (folder := tmp_path / "adapter").mkdir()
+    (folder / "adapter_config.json").write_text(damaged)
+    for command in (["compress", str(folder), str(tmp_path / "out")], ["inspect", str(folder)]):
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+        assert str(folder) in capsys.readouterr().err
+
+
 def test_a_card_that_is_not_written_is_no_success(adapter, capsys):
     folder, _ = adapter
     (folder / "README.md").unlink()

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..compat.torch_ import BatchNorm
 from ..layer import OIALRLayer
+from ..units import beginnings
 
 
 PEFT_PREFIX = "base_model.model."
@@ -28,10 +29,14 @@ def rest_keys(model: nn.Module, keys: Iterable[str]) -> list[str]:
     Biases of factored layers belong to the rest; their base weights do not, since the adapter replaces them.
     """
     owned = set(wrapped(model))
-    for name, module in model.named_modules():
-        if isinstance(module, OIALRLayer):
-            owned.update(f"{name}.{part}" for part in (*PARTS, "base_layer.weight"))
-    return [key for key in keys if not key.startswith(tuple(owned))] if owned else list(keys)
+    layers = {f"{name}." for name, module in model.named_modules() if isinstance(module, OIALRLayer)}
+
+    def is_owned(key: str) -> bool:
+        starts = beginnings(key)
+        inside = (key[len(start) :] for start in starts if start in layers)
+        return not owned.isdisjoint(starts) or any(rest.startswith((*PARTS, "base_layer.weight")) for rest in inside)
+
+    return [key for key in keys if not is_owned(key)]
 
 
 def running_statistics(model: nn.Module, keys: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from typing import Any
@@ -37,13 +38,14 @@ def padded(conv: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
     return F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), 0
 
 
-def run_eagerly(wanted: bool) -> None:
-    """Have what torch.compile made run uncompiled, or as it was made; nothing where nobody compiles.
+def run_eagerly() -> contextlib.AbstractContextManager[Any]:
+    """While it lasts what torch.compile made runs uncompiled; nothing where nobody compiles.
 
     A step that is looked into has no place in a compiled graph, and compiling it too would use up its recompilations.
     """
-    if "torch._dynamo" in sys.modules:  # importing it takes longer than such a step
-        torch.compiler.set_stance("force_eager" if wanted else "default")
+    if "torch._dynamo" not in sys.modules:  # importing it takes longer than such a step
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def set_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

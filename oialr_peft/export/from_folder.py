@@ -61,6 +61,8 @@ def load_with_base(source: str, *, is_trainable: bool = False) -> Any:
 def _config(source: str) -> Any:
     try:
         return peft.PeftConfig.from_pretrained(source)
+    except (TypeError, AttributeError) as error:  # fields of other types than a config's
+        raise ValueError(f"The adapter_config.json of '{source}' is damaged or no adapter's: {error}") from error
     except ValueError as error:
         if os.path.isfile(os.path.join(source, "adapter_config.json")):
             raise  # there is one, and what is wrong with it is said
@@ -89,12 +91,14 @@ def load_to_write(source: str, output: str) -> tuple[Any, Any]:
     """The adapter at `source` with its base model, and their tokenizer or processor, for a model to go to `output`.
 
     Raises:
-        ValueError: as `load_with_base`; `output` is a file, or the folder of the adapter or of its base model, which
-            the new model would replace.
+        ValueError: as `load_with_base`; `output` is a file, or the folder of the adapter, of its base model or of any
+            other adapter, which the new model would replace, or would be taken for.
     """
     if os.path.exists(output) and not os.path.isdir(output):
         raise ValueError(f"A model is written into a folder, and '{output}' is a file.")
     _refuse_same(output, source)
+    if os.path.exists(os.path.join(output, "adapter_config.json")):
+        raise ValueError(f"'{output}' has an adapter, which would be lost beside the new model. Give another folder.")
     model = load_with_base(source)
     base = model.active_peft_config.base_model_name_or_path
     _refuse_same(output, base)

@@ -17,12 +17,13 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..compat.patch import patch
+from ..files import SHELF
 
 
 METHOD = "oialr"
 KEYS = ("transformers_weights", "torch_dtype")
 WORDS = "these weights need oialr_peft: `pip install oialr-peft`, then `import oialr_peft` before loading"
-_NAME = re.compile(r"(oialr-weights-[0-9a-f]{8}/)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_NAME = re.compile(rf"({SHELF}/)?model(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?")
 
 
 def is_compressed(quantization_config: Any) -> bool:

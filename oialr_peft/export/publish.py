@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..files import SHELF, Draft, file_hash
+from ..files import Draft, file_hash, is_shelf
 
 
 # Files of an earlier model, which would be loaded in the place of the new ones.
@@ -87,7 +87,7 @@ def _remove_earlier(folder: Path, shelf: str) -> None:
     for old in sorted(folder.iterdir(), key=lambda old: old.name != "adapter_config.json"):
         if EARLIER.fullmatch(old.name) and not old.is_dir():
             old.unlink()
-        elif old.name.startswith(SHELF) and old.name != shelf:
+        elif old.name != shelf and is_shelf(old):
             shutil.rmtree(old, ignore_errors=True)
 
 

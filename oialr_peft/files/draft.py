@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -24,13 +25,21 @@ except ImportError:  # Windows: leftovers are told by their age alone
     fcntl = None  # type: ignore[assignment]
 
 _PREFIX = ".oialr-draft-"
-SHELF = "oialr-weights-"
+SHELF = r"oialr-weights-[0-9a-f]{8}"
+_ON_A_SHELF = re.compile(r".+\.safetensors(\.index\.json)?")
 _OLD = 24 * 3600  # seconds; nobody writes that long without touching the draft
 
 
 def is_draft(path: str | os.PathLike) -> bool:
     """Whether a path lies in a draft."""
     return any(part.startswith(_PREFIX) for part in Path(path).parts)
+
+
+def is_shelf(path: Path) -> bool:
+    """Whether a path is a shelf of ours, by its name and by what it holds: weights and nothing else."""
+    if not re.fullmatch(SHELF, path.name) or path.is_symlink() or not path.is_dir():
+        return False
+    return all(_ON_A_SHELF.fullmatch(file.name) and not file.is_dir() for file in path.iterdir())
 
 
 def replace_file(path: str | os.PathLike, data: bytes) -> None:
@@ -66,15 +75,14 @@ class Draft:
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.target = Path(os.path.realpath(folder))
-        self.path = self.target / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
+        self.path = self._path()
         self.switched = False
         self._lock: int | None = None
 
     def __enter__(self) -> Draft:
         try:
             self.target.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir()
-            self._lock = _lock(self.path)
+            self._make()
         except OSError as error:
             self._remove()
             raise type(error)(
@@ -93,6 +101,20 @@ class Draft:
             number = getattr(error, "errno", None) or (errno.ENOSPC if "No space" in why else errno.EIO)
             what = f"{why}: nothing was saved, and the folder still holds what it held before"
             raise OSError(number, what, str(self.target)) from error
+
+    def _make(self) -> None:
+        """Make the draft and lock it; anew where another process took it for a leftover before it was locked."""
+        while self._lock is None:
+            self.path.mkdir()
+            with suppress(FileNotFoundError):
+                self._lock = _lock(self.path)
+            if self.path.exists():
+                return
+            _unlock(self._lock)
+            self._lock, self.path = None, self._path()
+
+    def _path(self) -> Path:
+        return self.target / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
 
     def prove(self) -> None:
         """Read back what was written, as far as that tells a whole file from a part, and make it durable.
@@ -124,7 +146,7 @@ class Draft:
 
     def shelf(self) -> str:
         """Make a folder for weights in the draft; its name."""
-        name = f"{SHELF}{uuid.uuid4().hex[:8]}"
+        name = f"oialr-weights-{uuid.uuid4().hex[:8]}"
         (self.path / name).mkdir()
         return name
 
@@ -138,7 +160,7 @@ class Draft:
         destination.parent.mkdir(parents=True, exist_ok=True)
         _sync(source)
         os.replace(source, destination)
-        self.switched |= not name.startswith(SHELF)
+        self.switched |= not re.fullmatch(SHELF, name)
         _sync(destination.parent)
 
     def _remove(self) -> None:
@@ -150,9 +172,9 @@ class Draft:
 def remove_left_overs(folder: Path, but: Path | None = None) -> None:
     """Remove the drafts of killed processes, except `but`, and shelves that nothing names."""
     for draft in folder.glob(f"{_PREFIX}*"):
-        if draft != but and _is_left_over(draft):
-            shutil.rmtree(draft, ignore_errors=True)
-    if shelves := list(folder.glob(f"{SHELF}*")):
+        if draft != but:
+            _remove_left_over(draft)
+    if shelves := [path for path in folder.glob("oialr-weights-*") if is_shelf(path)]:
         lock = _lock(folder)
         for shelf in shelves:
             _drop(shelf)
@@ -190,19 +212,24 @@ def _sync(path: Path) -> None:
             os.close(handle)
 
 
-def _is_left_over(draft: Path) -> bool:
-    """Whether the process that made a draft is gone: nobody holds its lock, or it is old where there are no locks."""
+def _remove_left_over(draft: Path) -> None:
+    """Remove a draft whose process is gone: nobody holds its lock, or it is old where there are no locks."""
     with suppress(FileNotFoundError):
         if fcntl is None:
-            return time.time() - draft.stat().st_mtime > _OLD
+            _remove_old(draft)
+            return
         handle = os.open(draft, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            shutil.rmtree(draft, ignore_errors=True)  # while it is locked: who has just made it waits for the lock
         except BlockingIOError:
-            return False
+            pass
         except OSError:
-            return time.time() - draft.stat().st_mtime > _OLD
+            _remove_old(draft)
         finally:
             os.close(handle)
-    return False
+
+
+def _remove_old(draft: Path) -> None:
+    if time.time() - draft.stat().st_mtime > _OLD:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -16,8 +16,8 @@ class Embedding(Kind):
     """A table (entries, size) = u (entries, rank) @ sigma @ vh (rank, size): rows of u, times sigma and vh."""
 
     def takes(self, layer: Any) -> bool:
-        """Not one that rescales its rows as it is read, nor one with sparse gradients."""
-        return layer.max_norm is None and not layer.sparse
+        """Not one that rescales its rows as it is read, nor one with gradients of another kind."""
+        return layer.max_norm is None and not layer.sparse and not layer.scale_grad_by_freq
 
     def matrix_shape(self, base: Any) -> tuple[int, ...]:
         return self.features(base)

@@ -169,7 +169,7 @@ class Experts(TakenApart):
         if self.has_post_expert_norm:
             x = self.post_expert_norm(x)
         x = x * shares.reshape(-1)[order].unsqueeze(-1)
-        return x[order.argsort()].reshape(tokens, k, -1).sum(1).to(hidden_states.dtype)
+        return x[order.argsort()].reshape(tokens, k, x.shape[-1]).sum(1).to(hidden_states.dtype)
 
     def _biased(self, x: torch.Tensor, name: str, experts: torch.Tensor) -> torch.Tensor:
         return x + getattr(self, f"{name}_bias")[experts] if self.has_bias else x

@@ -34,8 +34,8 @@ KINDS: tuple[Kind, ...] = (
     PerExpertTransposed(ExpertsConv1D),
 )
 SUPPORTED = (
-    "torch.nn.Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and Embedding (without max_norm and sparse), and "
-    "transformers' Conv1D and experts"
+    "torch.nn.Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and Embedding (without max_norm, sparse and "
+    "scale_grad_by_freq), and transformers' Conv1D and experts"
 )
 PART_NAMES = frozenset((*MultiheadAttention.parts, *Experts.parts))  # names of layers that belong to one taken apart
 # Subclasses of nn.Linear that write its product down in a forward of their own; by name, to import no model.

@@ -7,7 +7,7 @@ from .draw import draw
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, stored_size, working_dtype
 from .orthogonal import mixing, orthogonalise, polar, similarity, stability
 from .residual import HELD, Directions, leading_directions, probe_bases, same
-from .rotation import Rotation, decompose, rotate, rotate_lowrank, spectrum
+from .rotation import LinAlgError, Rotation, decompose, rotate, rotate_lowrank, spectrum
 from .sketch import PROBES, sketch, sketched_stability
 
 
@@ -17,6 +17,7 @@ __all__ = [
     "BasisChange",
     "Directions",
     "Factors",
+    "LinAlgError",
     "Rotation",
     "Seen",
     "Transport",

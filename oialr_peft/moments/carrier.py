@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import OIALRWarning
 from ..linalg import Transport
 from ..workers.sharding import full_tensor, is_sharded, set_block
-from .rules import RULES, first, state_shape
+from .rules import RULES, bounded, first, state_shape
 from .table import OPTIMIZERS
 
 
@@ -70,7 +70,7 @@ class MomentCarrier:
         kinds = (self._kinds(state) if state and self.policy == "rotate" else None) or {}
         squares = [value for key, value in state.items() if kinds.get(key) in ("second", "centred")]
         whole = [value for value in squares if value.shape == parameter.shape and not is_sharded(value)]
-        return whole[0] if whole else None
+        return bounded(whole[0]) if whole else None
 
     def drop_stale(self, parameters: dict[str, nn.Parameter]) -> list[str]:
         """Drop state whose shape is not its parameter's (an adapter was reloaded under it); returns the names."""
@@ -84,8 +84,7 @@ class MomentCarrier:
         return stale
 
     def _kinds(self, state: dict[str, Any]) -> dict[str, str] | None:
-        names = [cls.__name__ for cls in type(self.optimizer).__mro__]
-        table = next((OPTIMIZERS[name] for name in names if name in OPTIMIZERS), None)
+        table = table_of(self.optimizer)
         unknown = sorted(set(state) - set(table or {}))
         if table is not None and not unknown:
             return table
@@ -103,13 +102,36 @@ class MomentCarrier:
 
 
 def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside wrappers such as Accelerate's."""
+    """The torch optimizer inside wrappers such as Accelerate's.
+
+    Raises:
+        TypeError: there is none.
+        ValueError: one around another, each with a state of its own (SAM, Lookahead): only one could be carried.
+    """
     while not isinstance(optimizer, torch.optim.Optimizer) or "optimizer" in vars(optimizer):
         inner = getattr(optimizer, "optimizer", None)
         if inner is None:
             raise TypeError(f"`optimizer` must be a torch optimizer or wrap one as `.optimizer`; got {optimizer!r}.")
+        if isinstance(optimizer, torch.optim.Optimizer) and optimizer.state is not inner.state:
+            _refuse_nested(optimizer, inner)
         optimizer = inner
+    inside = [held for held in vars(optimizer).values() if isinstance(held, torch.optim.Optimizer)]
+    if inside and table_of(optimizer) is None:
+        _refuse_nested(optimizer, inside[0])
     return optimizer
+
+
+def _refuse_nested(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> None:
+    raise ValueError(
+        f"{type(outer).__name__} holds another optimizer, {type(inner).__name__}, and a state beside that one's. "
+        f"OIALR carries one state through basis updates, not two: train with {type(inner).__name__} alone."
+    )
+
+
+def table_of(optimizer: torch.optim.Optimizer) -> dict[str, str] | None:
+    """The row of `OPTIMIZERS` for an optimizer, None for one that is not known."""
+    names = [cls.__name__ for cls in type(optimizer).__mro__]
+    return next((OPTIMIZERS[name] for name in names if name in OPTIMIZERS), None)
 
 
 def _live(value: Any, transport: Transport) -> Any:

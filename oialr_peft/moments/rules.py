@@ -26,7 +26,13 @@ def first(value: torch.Tensor, transport: Transport, _: Entries) -> torch.Tensor
 
 def second(value: torch.Tensor, transport: Transport, _: Entries) -> torch.Tensor:
     """An average, sum or maximum of squares, entry by entry."""
-    return transport.squared()(as_matrix(value, transport))
+    return transport.squared()(bounded(as_matrix(value, transport)))
+
+
+def bounded(squares: torch.Tensor) -> torch.Tensor:
+    """Squares in which overflow has become the largest finite one: it halts its entry, and spread out it halts all."""
+    overflow = torch.isposinf(squares)
+    return squares.where(~overflow, squares.masked_fill(overflow, 0.0).amax()) if squares.numel() else squares
 
 
 def centred(value: torch.Tensor, transport: Transport, entries: Entries) -> torch.Tensor:

@@ -112,7 +112,8 @@ def meta_model(source: str) -> nn.Module:
         ValueError: there is no such config, or transformers does not know its model.
     """
     if (adapter := Path(source) / "adapter_config.json").is_file() and not (adapter.parent / "config.json").is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        found = json.loads(adapter.read_text(encoding="utf-8"))
+        base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
         where = f"its base model: {base}" if base else "its base model, which it does not name"
         raise ValueError(f"'{source}' is an adapter, without the config of its model. Give {where}.")
     try:

@@ -3,7 +3,7 @@
 from .bases import Bases
 from .make import Policies, policies_of, steps_to_first_update
 from .ranks import LayerFacts, RankRule, floor_rank, select_rank
-from .schedule import Approach, Schedule
+from .schedule import Approach, Schedule, whole_steps
 from .settling import Settling
 from .step_size import StepSize
 from .target import TargetSize
@@ -23,4 +23,5 @@ __all__ = [
     "policies_of",
     "select_rank",
     "steps_to_first_update",
+    "whole_steps",
 ]

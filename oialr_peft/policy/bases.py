@@ -13,7 +13,7 @@ class Bases:
     `trained`: "frozen" trains sigma alone (the paper: both bases have settled). "longer" lets the basis of the longer
     side move: u @ sigma, or sigma @ vh of a wide weight, trains as one matrix, while the shorter side's basis is
     frozen. At full rank that is dense training for every shape, by an optimizer whose step does not depend on the
-    basis. `freeze_at`: the optimizer step from which on both are frozen; None: never.
+    basis. `freeze_at`: both are frozen by the first update at or after this optimizer step; None: never.
     """
 
     trained: Literal["frozen", "longer"] = "frozen"

@@ -77,6 +77,22 @@ def default_interval(delay: int, total_steps: int | None) -> int:
     return min(LONGEST_INTERVAL, max(1, (total_steps - delay) // UPDATES))
 
 
+def whole_steps(total_steps: int | float | None) -> int | None:
+    """The length of a run, of whatever type of number, as an int.
+
+    Raises:
+        ValueError: it is no whole number, or below 0.
+    """
+    if total_steps is None:
+        return None
+    if total_steps < 0 or total_steps != int(total_steps):
+        raise ValueError(
+            f"`total_steps` must be the number of the run's optimizer steps, a whole one; got {total_steps!r}. Leave "
+            "it out where it is not known, round it up where epochs end in the middle."
+        )
+    return int(total_steps)
+
+
 def steps_of(name: str, value: int | float, total_steps: int | None) -> int:
     """A number of optimizer steps; a float is a share of the run.
 

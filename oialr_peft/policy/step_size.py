@@ -7,8 +7,8 @@ far an optimizer goes depends on its kind:
   norm, a dense weight (rows, cols) by lr * sqrt(rows * cols). The step shrinks with the rank.
 - spectral (Muon): the orthogonalised step has the same spectral norm at every rank, up to Muon's own factor for the
   shape.
-- linear (momentum SGD) and relative (Adafactor, whose step is a share of the weight's size): the step does not depend
-  on the rank, or follows the weight by itself.
+- linear (momentum SGD) and relative (Adafactor where its step is a share of the weight's size, which the Trainer's is
+  not): the step does not depend on the rank, or follows the weight by itself.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ class StepSize:
     """The scale of a layer's step by which one learning rate serves every rank.
 
     `lr_scale`: "match" gives sigma's step the size of a dense step by the same optimizer, "none" leaves it as the
-    optimizer makes it (the paper's way), a number is a constant scale for all layers.
+    optimizer makes it (the paper's way), a number is a constant scale for all layers once they are factorised.
     """
 
     lr_scale: str | float = "match"
 
-    def scale(self, kind: Kind, matrix: Shape, core: Shape, *, muon_adjustment: str | None = None) -> float:
+    def scale(
+        self, kind: Kind, matrix: Shape, core: Shape, *, factored: bool = True, muon_adjustment: str | None = None
+    ) -> float:
         """The factor on the step of a core (rows, cols) that stands in for a weight of shape `matrix`.
 
-        Both may have a leading dimension for groups. 1 where core and weight are the same.
+        Both may have a leading dimension for groups. 1 where the core is the weight itself, not `factored` yet.
         """
-        if self.lr_scale == "none" or core == matrix:
+        if self.lr_scale == "none" or not factored:
             return 1.0
         if not isinstance(self.lr_scale, str):
             return float(self.lr_scale)
@@ -73,7 +75,8 @@ class Ramp:
 
     @property
     def value(self) -> float:
-        return self.start + (self.target - self.start) * min(1.0, self.taken / RAMP)
+        way = self.taken / RAMP
+        return self.target if way >= 1 else self.start + (self.target - self.start) * way
 
     def aim(self, target: float) -> None:
         """Set out for another target from where it is."""

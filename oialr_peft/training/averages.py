@@ -56,12 +56,14 @@ class Averages:
             yield
             return
         before = [weight.factors for weight in self._weights]
-        yield
-        for index, (old, weight) in enumerate(zip(before, self._weights, strict=True)):
-            new = weight.factors
-            if new.left is not old.left or new.right is not old.right:
-                for follower in self._followers:
-                    follower.move(index, new, _between(old, new))
+        try:
+            yield
+        finally:  # an update that failed midway has turned some of them
+            for index, (old, weight) in enumerate(zip(before, self._weights, strict=True)):
+                new = weight.factors
+                if new.left is not old.left or new.right is not old.right:
+                    for follower in self._followers:
+                        follower.move(index, new, _between(old, new))
 
     def warn_of_others(self, *, update: bool) -> None:
         """Warn before an `update` if a copy of the model that does not follow is being averaged into.

@@ -63,7 +63,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
         self._trace = None
         if self.trace is not None and state.is_world_process_zero:
             self._trace = Trace(self.trace, new=self.updater.steps == 0)
-        if getattr(args, "fsdp", None) and not self.updater.sharded:
+        if getattr(args, "fsdp", None) and not self.updater.parallel.sharded:
             warnings.warn(
                 "The Trainer was asked for FSDP but does not shard this model: with `use_cpu` transformers runs DDP "
                 "instead. Every process holds the whole model.",
@@ -86,6 +86,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
             return
         if message := higher_ranks(self._ranks, self.updater.weights, state.best_model_checkpoint):
             warnings.warn(message, OIALRWarning, stacklevel=2)
+        self.updater.close()
         summary = self.updater.summary()
         if state.is_world_process_zero:
             tqdm.write(summary)

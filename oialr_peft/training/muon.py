@@ -13,6 +13,7 @@ from ..layer import oialr_layers
 from ..linalg import orthogonalise
 
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MUON = {"nesterov": True, "ns_steps": 5}
 
 
@@ -57,9 +58,9 @@ class MuonAdamW(torch.optim.Optimizer):
             raise ValueError(f"`momentum` must be in [0, 1); got {momentum!r}.")
         spectral = {"lr": muon_lr, "weight_decay": weight_decay, "momentum": momentum, **_MUON}
         groups = [{**spectral, **group, "kind": "muon"} for group in _groups(muon)]
-        self._adamw: torch.optim.AdamW | None = None
+        self._adamw: _Part | None = None
         if plain := _groups(adamw):
-            self._adamw = torch.optim.AdamW(plain, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+            self._adamw = _Part(plain, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
             groups += [{**group, "kind": "adamw"} for group in self._adamw.param_groups]
         super().__init__(groups, {"lr": lr})
         self._is_made = True
@@ -70,10 +71,11 @@ class MuonAdamW(torch.optim.Optimizer):
     ) -> MuonAdamW:
         """The optimizer of all trainable parameters of `model`, dense or with an OIALR adapter.
 
-        Muon takes every matrix but embeddings, output heads and what is tied to them; AdamW takes the rest, without
-        weight decay of vectors (biases, norms). Kernels of convolutions go to AdamW, and so do their sigmas.
+        Muon takes every matrix but embeddings, the output head that `get_output_embeddings` names and what is tied to
+        them; AdamW takes the rest, without weight decay of vectors (biases, norms). Kernels of convolutions go to
+        AdamW, and so do their sigmas. The head of a classifier is a matrix as any.
         """
-        apart = _embeddings_and_heads(model)
+        apart = _not_for_muon(model)
         trained = {id(p): p for p in model.parameters() if p.requires_grad}
         spectral = {i for i, p in trained.items() if p.ndim == 2 and i not in apart}
         rest = [p for i, p in trained.items() if i not in spectral]
@@ -118,7 +120,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__setstate__(state)
         self._is_made = True
         plain = any(group["kind"] == "adamw" for group in self.param_groups)
-        self._adamw = torch.optim.AdamW([nn.Parameter(torch.empty(0))]) if plain else None
+        self._adamw = _Part([nn.Parameter(torch.empty(0))]) if plain else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -157,21 +159,27 @@ class MuonAdamW(torch.optim.Optimizer):
                 parameter.add_(step, alpha=-group["lr"] * max(1, rows / cols) ** 0.5)
 
 
+class _Part(torch.optim.AdamW):
+    """AdamW inside of MuonAdamW, whose step is part of that one's."""
+
+    is_part = True
+
+
 def _groups(parameters: Iterable[Any]) -> list[dict[str, Any]]:
     """Groups of parameters, from groups or from parameters."""
     given = list(parameters)
     return given if given and isinstance(given[0], dict) else [{"params": given}] if given else []
 
 
-def _embeddings_and_heads(model: nn.Module) -> set[int]:
-    """The ids of the parameters of embeddings, factorised ones too, and output heads."""
+def _not_for_muon(model: nn.Module) -> set[int]:
+    """The ids of the parameters of embeddings and convolutions, factorised ones too, and of the output head."""
     get_output = getattr(model, "get_output_embeddings", None)
     modules: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    tables = [layer for layer in oialr_layers(model).values() if isinstance(layer.get_base_layer(), nn.Embedding)]
-    modules += [part for layer in tables for part in layer.modules()]
+    layers = oialr_layers(model).values()
+    modules += [layer for layer in layers if isinstance(layer.get_base_layer(), (nn.Embedding, *CONVOLUTIONS))]
     if callable(get_output) and isinstance(head := get_output(), nn.Module):
         modules.append(head)
-    return {id(p) for module in modules for p in module.parameters(recurse=False)}
+    return {id(p) for module in modules for p in module.parameters()}
 
 
 def _working_dtype(updates: torch.Tensor) -> torch.dtype:

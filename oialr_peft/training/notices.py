@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import OIALRConfig
 from ..config_checks import given
-from ..policy import Schedule
+from ..policy import Bases, Policies, Schedule
 from ..tuner.rules import initial_rank
 from ..units import ends
 from ..update_report import UpdateReport
@@ -20,7 +20,7 @@ LARGE_DROP = 0.2  # share of a layer's energy (UpdateReport.dropped) in one cut;
 
 
 def beforehand(
-    config: OIALRConfig, weights: Weights, schedule: Schedule, total_steps: int | None
+    config: OIALRConfig, weights: Weights, policies: Policies, total_steps: int | None
 ) -> dict[str, str | None]:
     """{kind: what should be said of a run before its first step}."""
     found = {"no effect": without_effect(config), "never cut": never_cut(weights, config.rank_multiple)}
@@ -28,14 +28,15 @@ def beforehand(
         return found
     found["frozen already"] = frozen_already(config, weights)
     if total_steps is not None:
-        found["too short"] = too_short(schedule, list(weights), total_steps)
-        found["early cut"] = early_cut(config, weights, schedule, total_steps)
+        found["too short"] = too_short(policies.schedule, list(weights), total_steps)
+        found["early cut"] = early_cut(config, weights, policies.schedule, total_steps)
+        found["not frozen"] = not_frozen(policies.schedule, policies.bases, total_steps)
     return found
 
 
 def too_short(schedule: Schedule, names: Sequence[str], last: int) -> str | None:
     """A run of `last` optimizer steps ends before every layer came due for a cut."""
-    first = schedule.delay or schedule.update_interval
+    first = schedule.first
     if last < first:
         return (
             f"This run ends at optimizer step {last}, before the first OIALR update at step {first}: nothing will be "
@@ -54,6 +55,17 @@ def too_short(schedule: Schedule, names: Sequence[str], last: int) -> str | None
         f"This run ends at optimizer step {last}, after {updates} OIALR updates. Layers come due from the last to the "
         f"first, so {never} of {len(names)}, {ends(names[:never])}, never do and keep their rank. All would with "
         f"{' or with '.join(ways)}."
+    )
+
+
+def not_frozen(schedule: Schedule, bases: Bases, last: int) -> str | None:
+    """Bases are to be frozen after the last update, which would have done it."""
+    if bases.freeze_at is None or schedule.last_by(last) >= bases.freeze_at:
+        return None
+    return (
+        f"`freeze_bases` is step {bases.freeze_at}, and the last update of this run of {last} steps, with which "
+        f"bases freeze, is at step {schedule.last_by(last)}: they train to the end. Freeze them earlier, or update "
+        "more often."
     )
 
 

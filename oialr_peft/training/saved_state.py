@@ -84,7 +84,7 @@ def progress_in(saved: Any) -> Any:
     """
     first = saved[0] if isinstance(saved, list) and saved else saved
     attributes = first.get("attributes") if isinstance(first, Mapping) else None
-    if not isinstance(attributes, Mapping) or "progress" not in attributes:
+    if not isinstance(attributes, Mapping) or not isinstance(attributes.get("progress"), Mapping):
         raise ValueError(_damaged("`stateful_callbacks` must hold the callback's `attributes` with `progress`", saved))
     return attributes["progress"]
 

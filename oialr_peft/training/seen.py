@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -43,8 +44,8 @@ class SeenActivations:
         self.weights, self.config, self.ranks = weights, config, ranks
         self.found: dict[str, Seen] = {}
         self.clean: dict[torch.device, torch.Tensor] = {}
-        self._eager = [False]
-        weakref.finalize(self, _end, self._eager)
+        self._eager, self._looks = contextlib.ExitStack(), False
+        weakref.finalize(self, self._eager.close)
 
     @property
     def awaited(self) -> list[str]:
@@ -60,9 +61,12 @@ class SeenActivations:
         """Begin anew: an update is due after the next step, or it is not."""
         self.found, self.clean = {}, {}
         names = set(self.awaited) if due else ()
-        if bool(names) != self._eager[0]:
-            self._eager[0] = bool(names)
-            run_eagerly(self._eager[0])
+        if bool(names) != self._looks:
+            self._looks = bool(names)
+            if names:
+                self._eager.enter_context(run_eagerly())
+            else:
+                self._eager.close()
         for name, weight in self.weights.items():
             weight.observer = _Observer(self, name) if name in names else None
 
@@ -85,7 +89,7 @@ class SeenActivations:
     @torch.no_grad()
     def look(self, name: str, look: Look, base: Any, tensor: torch.Tensor, args: tuple[Any, ...]) -> Seen:
         """What a batch is at the core of a layer, its inputs or the gradient of its outputs."""
-        held = self.weights[name].factors
+        held = self.weights[name].full_factors  # in the backward pass FSDP may have taken its shards back already
         with torch.autocast(tensor.device.type, enabled=False):
             dtype = torch.promote_types(held.core.dtype, torch.float32)
             tensor = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor  # else places in a table
@@ -100,11 +104,6 @@ class SeenActivations:
                     self.clean[moment.device] = finite & self.clean.get(moment.device, True)
             before = self.found.get(name)
             self.found[name] = seen if before is None else before.with_more(seen)
-
-
-def _end(eager: list[bool]) -> None:
-    if eager[0]:
-        run_eagerly(False)
 
 
 class _Observer:

@@ -16,7 +16,7 @@ from ..errors import OIALRWarning
 from ..files.draft import replace_file
 from ..kinds.table import kind_of
 from ..layer import OIALRLayer, name_in_base
-from ..linalg import mixing, polar, similarity, stability
+from ..linalg import LinAlgError, mixing, polar, similarity, stability
 from ..weights import AdaptedWeight
 from ..workers.sharding import is_sharded
 
@@ -53,7 +53,7 @@ class StabilityCallback(TrainerCallback):
     def __init__(self, path: str | os.PathLike, every: int | None = None) -> None:
         if every is not None and every < 1:
             raise ValueError(f"`every` counts optimizer steps and must be at least 1; got {every}. None: each epoch.")
-        self.path, self.every = Path(path).expanduser(), every
+        self.path, self.every = Path(path).expanduser().absolute(), every
         self._points: list[dict[str, Any]] = []
         self._parts: dict[str, Parts] = {}
         self._warned: set[str] = set()
@@ -107,7 +107,7 @@ class StabilityCallback(TrainerCallback):
         measured = {}
         for name, (weight, shape) in weights.items():
             if (parts := _parts_of(weight, shape)) is None:
-                self._warn_once(name, f"The weight of '{name}' is not finite, so its stability is not measured.")
+                self._warn_once(name, f"The weight of '{name}' is not finite, or has no SVD: it is left out.")
             else:
                 measured[name] = parts
         return measured
@@ -173,10 +173,13 @@ def _weight_of(module: Any) -> tuple[Weight, Shape] | None:
 
 @torch.no_grad()
 def _parts_of(weight: Weight, shape: Shape) -> Parts | None:
-    """None where it is not finite."""
+    """None where it is not finite, or LAPACK finds no SVD."""
     plain = isinstance(weight, torch.Tensor)
     matrix = (weight.float() if plain else weight.dense(torch.float32)).reshape(shape)
     if not bool(torch.isfinite(matrix).all()):
         return None
     rank = None if plain or weight.base is not None else weight.rank
-    return Parts(polar(matrix, rank).cpu(), mixing(matrix).cpu())
+    try:
+        return Parts(polar(matrix, rank).cpu(), mixing(matrix).cpu())
+    except LinAlgError:
+        return None

@@ -16,7 +16,8 @@ from ..policy.step_size import KINDS, Kind, Ramp, StepSize
 from .optimizer_steps import around_steps
 
 
-_DECOUPLED = frozenset({"AdamW", "Muon", "Lion"})  # weight decay apart from the step, unless a group says otherwise
+# Weight decay apart from the step, unless a group says otherwise.
+_DECOUPLED = frozenset({"AdamW", "Muon", "Lion", "Adafactor"})
 
 
 class Scaled(Protocol):
@@ -28,6 +29,8 @@ class Scaled(Protocol):
     def matrix_shape(self) -> tuple[int, ...]: ...
     @property
     def core_shape(self) -> tuple[int, ...]: ...
+    @property
+    def is_factored(self) -> bool: ...
 
 
 class StepScale:
@@ -95,7 +98,7 @@ class StepScale:
         for name, weight in self._layers.items():
             kind, adjustment = self._kinds[name]
             shapes = weight.matrix_shape, weight.core_shape
-            found[name] = self.policy.scale(kind, *shapes, muon_adjustment=adjustment)
+            found[name] = self.policy.scale(kind, *shapes, factored=weight.is_factored, muon_adjustment=adjustment)
         return found
 
     def _kind_of(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> tuple[Kind, str | None]:
@@ -104,6 +107,8 @@ class StepScale:
             return ("spectral" if named == "muon" else "entrywise"), None
         name = next((cls.__name__ for cls in type(optimizer).__mro__ if cls.__name__ in KINDS), None)
         kind: Kind = KINDS[name] if name else "linear"
+        if name == "Adafactor" and group.get("scale_parameter") is False:  # transformers', as the Trainer makes it
+            kind = "entrywise"
         if name is None and self.policy.lr_scale == "match" and not self._warned:
             self._warned = True
             warnings.warn(
@@ -163,7 +168,7 @@ class StepScale:
         """The share of a parameter that decay takes in a step, where that is no part of the step itself."""
         if not group.get("decoupled_weight_decay", self._decays_apart or "kind" in group):
             return 0.0
-        return group.get("lr", 0.0) * group.get("weight_decay", 0.0)
+        return (group.get("lr") or 0.0) * group.get("weight_decay", 0.0)  # Adafactor may find its rate by itself
 
 
 def _groups(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import OIALRWarning
@@ -17,12 +18,20 @@ class Trace:
     Args:
         path: its folders are made where needed.
         new: whether a new run begins; lines of an earlier one are removed then.
+
+    Raises:
+        ValueError: a new run is to begin in a file that is no trace.
     """
 
     def __init__(self, path: str | os.PathLike, *, new: bool) -> None:
         self.path = Path(path).absolute()  # wherever the process goes
         self._warned = False
         if new:
+            if self.path.is_file() and not _is_trace(self.path):
+                raise ValueError(
+                    f"`trace`: the file '{self.path}' has something else than the updates of a run, which a new run "
+                    "would remove. Give OIALRCallback another file."
+                )
             self._try(lambda: self.path.unlink(missing_ok=True))
 
     def append(self, report: UpdateReport) -> None:
@@ -56,10 +65,17 @@ def _append(path: Path, line: str) -> None:
 _NEEDED = ("ranks", "changed", "seconds")  # of an update, in traces of every version
 
 
+def _is_trace(path: Path) -> bool:
+    """Whether a file is a trace, if only the beginning of its first line; also an empty one."""
+    with suppress(OSError):
+        return path.stat().st_size == 0 or '"update_number"' in path.read_text(errors="replace")[:10_000]
+    return True  # what cannot be read cannot be removed either
+
+
 def read_trace(path: str | os.PathLike) -> list[dict]:
     """The updates of a trace by step. From a step on that was run again after a resume, the last run counts.
 
-    A line that was cut off by a crash, or tells of something else, is left out.
+    A line that was cut off by a crash, or tells of something else, of other layers or none, is left out.
     """
     updates: list[dict] = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -73,4 +89,4 @@ def read_trace(path: str | os.PathLike) -> list[dict]:
             updates.append(update)
         except (json.JSONDecodeError, TypeError, KeyError):
             continue
-    return updates
+    return [update for update in updates if update["ranks"] and update["ranks"].keys() == updates[-1]["ranks"].keys()]

@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import OIALRWarning
 from ..layer import adapted_weights, oialr_layers
 from ..moments import MomentCarrier
+from ..policy import whole_steps
 from ..tuner.find import config_of, shared_fields
 from ..update import update_bases
 from ..update_report import UpdateReport
@@ -54,7 +55,8 @@ class OIALRUpdater:
             Default `False`; it costs a hash of all factors. For hunting faults.
 
     Raises:
-        TypeError, ValueError: the model has no active OIALR adapter, or the optimizer does not hold its parameters.
+        TypeError, ValueError: the model has no active OIALR adapter, the optimizer does not hold its parameters or
+            holds another optimizer, `total_steps` is no whole number.
         NotImplementedError: the model is sharded over processes in another way than by FSDP2, or by FSDP2 with
             `bases="longer"`.
         RuntimeError: on several processes, when they have different configs, layers or ranks, or one reports an error.
@@ -63,7 +65,7 @@ class OIALRUpdater:
     def __init__(
         self, model: nn.Module, optimizer: Any, *, total_steps: int | None = None, check: bool = False
     ) -> None:
-        self.total_steps, self.check = total_steps, check
+        self.total_steps, self.check = whole_steps(total_steps), check
         self.weights = adapted_weights(model)
         self.optimizer = optimizer
         self.steps = 0
@@ -78,8 +80,8 @@ class OIALRUpdater:
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
         self._seen = SeenActivations(self.weights, self.config, self.policies.ranks)
         self._look_ahead()
-        self._warn(notices.beforehand(self.config, self.weights, self.policies.schedule, total_steps))
-        self._warn({"below target": target.starts_below(self._size, self.config, self.weights)})
+        below = {"below target": target.starts_below(self._size, self.config, self.weights)}
+        self._warn(notices.beforehand(self.config, self.weights, self.policies, self.total_steps) | below)
 
     def _take(self, model: nn.Module) -> None:
         if not self.weights:
@@ -104,11 +106,6 @@ class OIALRUpdater:
         self._averages = Averages(model, list(self.weights.values()), self._watches)
         for watch in self._watches:
             watch.attend()
-
-    @property
-    def sharded(self) -> bool:
-        """Whether FSDP2 spreads the adapter over the processes."""
-        return self.parallel.sharded
 
     def _facts(self) -> dict[str, Any]:
         """What must be the same on all processes."""
@@ -204,7 +201,7 @@ class OIALRUpdater:
             ValueError: the average does not fit the model.
             NotImplementedError: the model is sharded over processes.
         """
-        if self.sharded:
+        if self.parallel.sharded:
             raise NotImplementedError("Averages of a model that FSDP2 has sharded cannot follow its bases yet.")
         self._averages.follow(average)
 
@@ -212,9 +209,13 @@ class OIALRUpdater:
         """How the run went, in three sentences; warns where half of the layers or more are no smaller than dense."""
         if self.config.residual:
             return ending.residual_summary(self.weights, self.steps)
-        self._warn(ending.afterwards(self.weights, self.config, self.steps))
-        self._warn({"missed": target.missed(self._size, self.weights, self.policies, self.steps)})
+        missed = {"missed": target.missed(self._size, self.weights, self.policies, self.steps)}
+        self._warn(ending.afterwards(self.weights, self.config, self.steps) | missed)
         return ending.summary(self.weights, self._size.with_ranks(self.weights), self.steps)
+
+    def close(self) -> None:
+        """Look into no further step, since training has ended, perhaps right before an update."""
+        self._seen.watch(False)
 
     def _warn(self, said: Mapping[str, str | None]) -> None:
         """Each kind once."""

@@ -54,7 +54,7 @@ class Parallel:
         self._begun = False
         self._workers = _workers(model, parameters)
         try:
-            if error is None and (self._workers is None or self._workers.size > 1):
+            if error is None and (self._fsdp or self._workers is None or self._workers.size > 1):
                 refuse_unsupported(model, optimizer)
         except NotImplementedError as unsupported:
             error = unsupported

@@ -5,8 +5,9 @@ import torch
 from peft import get_peft_model
 
 from oialr_peft import OIALRConfig, OIALRUpdater
-from oialr_peft.linalg import rotate
+from oialr_peft.linalg import Transport, rotate
 from oialr_peft.moments import MomentCarrier
+from oialr_peft.moments.rules import RULES
 from tests.conftest import MLP
 from tests.moments.test_carrier import OPTIMIZERS, X, Y, steps
 
@@ -127,6 +128,16 @@ def test_the_largest_gradient_of_adamax_keeps_its_scale():
     for gradient in gradients:
         true = torch.maximum(0.99 * true, (rotation.left.T @ gradient @ rotation.right).abs())
     assert float((state["exp_inf"] / true).log().abs().max()) < 0.7  # |left|ᵀ largest |right| is off by 1.3 to 2.2
+
+
+def test_one_square_that_overflowed_does_not_halt_its_neighbours():
+    value = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
+    value[2, 3] = torch.inf
+    q, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))
+    moved = RULES["second"](value, Transport(q, q), {})
+    assert moved.isfinite().all()
+    assert (moved > 0).all()
+    assert moved.sum() == pytest.approx(float(value[value.isfinite()].sum() + value[value.isfinite()].max()))
 
 
 def test_a_rotation_is_invisible_to_momentum():

@@ -101,11 +101,12 @@ def test_a_decoder_whose_table_is_its_own_and_one_whose_table_is_tied(tmp_path):
     assert "tied" in selection.skipped["model.embed_tokens"]
 
 
-def test_a_table_that_changes_as_it_is_read_is_refused_by_name():
+@pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}])
+def test_a_table_that_does_more_than_give_its_rows_is_refused_by_name(option):
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.table, self.layer = nn.Embedding(100, 16, max_norm=1.0), nn.Linear(16, 16)
+            self.table, self.layer = nn.Embedding(100, 16, **option), nn.Linear(16, 16)
 
     with pytest.raises(ValueError, match=r"'table' is a .*Embedding; supported are .*without max_norm"):
         get_peft_model(Model(), OIALRConfig(target_modules=["table"]))

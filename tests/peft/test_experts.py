@@ -136,6 +136,12 @@ def test_an_expert_that_nobody_chose_gets_no_gradient():
         assert (by_expert > 0).tolist() == [True, False, True, False]
 
 
+def test_no_tokens_at_all_give_none():
+    layer = experts_of(get_peft_model(mixtral(), OIALRConfig(target_modules=["experts"])))[0]
+    none = torch.zeros(0, 2)
+    assert layer(torch.zeros(0, 16), none.long(), none).shape == (0, 16)
+
+
 def test_quantised_experts_are_left_alone():
     model = mixtral()
     for _, module in fused_of(model):

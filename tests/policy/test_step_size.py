@@ -32,7 +32,8 @@ def test_steps_that_follow_gradient_or_weight_are_left_alone(kind):
 def test_none_and_dense_weights_have_no_scale(kind):
     assert StepSize("none").scale(kind, (64, 64), (8, 8)) == 1
     assert StepSize("match").scale(kind, (64, 48), (64, 48)) == 1
-    assert StepSize(3.0).scale(kind, (64, 48), (64, 48)) == 1
+    assert StepSize(3.0).scale(kind, (64, 48), (64, 48), factored=False) == 1
+    assert StepSize(3.0).scale(kind, (64, 48), (64, 48)) == 3  # from step 1 on, as in rectangular layers
 
 
 def test_groups_of_a_convolution_count_as_single_matrices():

@@ -10,6 +10,7 @@ from peft import get_peft_model
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater, OIALRWarning
+from oialr_peft.layer import weights_of
 from tests.conftest import MLP
 from tests.training.runs import trainer
 
@@ -94,6 +95,40 @@ def test_an_averaged_model_that_follows_averages_weights(settings):
     for layer, expected in zip(copies, dense, strict=True):
         torch.testing.assert_close(dense_of(layer.weights["default"]), expected, rtol=1e-7, atol=1e-9)
     assert average(X).isfinite().all()
+
+
+def test_an_average_follows_an_update_that_failed_midway(monkeypatch):
+    model, average, _ = run(averaged, sigma_cutoff=0.0)
+    ours, theirs = (list(weights_of(one, "default").values()) for one in (model, average))
+    before = [dense_of(weight) for weight in theirs]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    updater = OIALRUpdater(model, optimizer)
+    updater.follow(average)
+    monkeypatch.setattr(type(ours[1]), "apply", second_fails(ours, type(ours[1]).apply))
+    with pytest.raises(MemoryError):
+        steps_of(updater)
+    for mine, other, dense in zip(ours, theirs, before, strict=True):
+        assert torch.equal(mine.factors.left, other.factors.left)
+        torch.testing.assert_close(dense_of(other), dense, rtol=1e-6, atol=1e-8)
+
+
+def steps_of(updater):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # driven by hand
+        for _ in range(1000):
+            updater.step()
+
+
+def second_fails(weights, apply):
+    seen = []
+
+    def maybe(self, change):
+        seen.extend([self] if self in weights else [])
+        if len(seen) > 1 and self is seen[-1]:
+            raise MemoryError
+        return apply(self, change)
+
+    return maybe
 
 
 @pytest.mark.parametrize("buffers", [False, True])

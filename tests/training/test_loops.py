@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater
+from oialr_peft import MuonAdamW, OIALRCallback, OIALRConfig, OIALRUpdater
 from oialr_peft.errors import OIALRWarning
 from tests.conftest import MLP, tiny_bert, tiny_gpt2, tokens
 from tests.peft.test_partial_state import INPUTS
@@ -210,6 +210,23 @@ def test_an_optimizer_of_one_flat_state_is_refused_where_ranks_can_fall():
         OIALRUpdater(model, torch.optim.LBFGS([p for p in model.parameters() if p.requires_grad]))
     added = get_peft_model(MLP(), OIALRConfig(residual=True, r=2))
     OIALRUpdater(added, torch.optim.LBFGS([p for p in added.parameters() if p.requires_grad]))
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Around another optimizer, under one of the names that such wrappers use, with a state of its own."""
+
+    def __init__(self, inner, name):
+        super().__init__(inner.param_groups, {})
+        setattr(self, name, inner)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "base_optimizer"])
+def test_an_optimizer_around_another_is_refused(name):
+    model = get_peft_model(MLP(), OIALRConfig())
+    inner = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match=r"Lookahead holds another optimizer, AdamW.* train with AdamW alone"):
+        OIALRUpdater(model, Lookahead(inner, name))
+    OIALRUpdater(model, MuonAdamW.from_model(model))
 
 
 def test_an_adapter_that_is_frozen_in_part_is_refused_with_the_way_out():

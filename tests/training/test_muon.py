@@ -1,13 +1,14 @@
 """MuonAdamW: the parts it is made of, as one optimizer."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
 
-from oialr_peft import MuonAdamW, OIALRConfig, OIALRUpdater
+from oialr_peft import MuonAdamW, OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.linalg import orthogonalise
 from tests.conftest import tiny_llama
 
@@ -52,6 +53,31 @@ def test_from_model_sorts_the_parameters():
     groups = MuonAdamW.from_model(adapted).param_groups
     assert [g["kind"] for g in groups] == ["muon"]
     assert all(p.requires_grad for g in groups for p in g["params"])
+
+
+def test_convolutions_and_a_saved_head_go_to_adamw():
+    def net():
+        return nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3, groups=2))
+
+    for fields in ({}, {"delay": 3, "train_rest": True}):
+        optimizer = MuonAdamW.from_model(get_peft_model(net(), OIALRConfig(target_modules=["0", "1"], **fields)))
+        assert {group["kind"] for group in optimizer.param_groups} == {"adamw"}
+    model = get_peft_model(tiny_llama(), OIALRConfig(modules_to_save=["lm_head"]))
+    kinds = {id(p): group["kind"] for group in MuonAdamW.from_model(model).param_groups for p in group["params"]}
+    assert [kinds[id(p)] for name, p in model.named_parameters() if "lm_head" in name and p.requires_grad] == ["adamw"]
+
+
+def test_every_update_that_is_made_counts_for_both_parts():
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Flatten(), nn.Linear(8, 8))
+    model = get_peft_model(net, OIALRConfig(target_modules=["0", "2"], update_interval=1))
+    optimizer = MuonAdamW.from_model(model)
+    updater = OIALRUpdater(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        for _ in range(4):
+            model(torch.randn(4, 4, 3, 3)).square().mean().backward()
+            optimizer.step()
+            updater.step()
 
 
 def test_resume_is_exact():

@@ -4,6 +4,7 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from peft import get_peft_model
@@ -63,6 +64,29 @@ def test_a_run_too_short_for_every_layer_says_so_before_step_one(tmp_path):
     model, optimizer = adapted(update_interval=400)
     with pytest.warns(OIALRWarning, match="ends at optimizer step 300, before the first OIALR update at step 400"):
         OIALRUpdater(model, optimizer, total_steps=300)
+
+
+@pytest.mark.parametrize(("freeze", "told"), [(0.9, True), (0.7, False)])
+def test_bases_that_no_update_will_freeze_are_told(freeze, told):
+    model, optimizer = adapted(bases="longer", freeze_bases=freeze, update_interval=8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        OIALRUpdater(model, optimizer, total_steps=20)
+    assert any("they train to the end" in str(w.message) for w in caught) == told
+
+
+@pytest.mark.parametrize("total", [100.0, numpy.int64(100), torch.tensor(100)])
+def test_a_length_of_any_type_is_the_same_length(total):
+    model, optimizer = adapted()
+    updater = OIALRUpdater(model, optimizer, total_steps=total)
+    assert (type(updater.total_steps), updater.policies.schedule.update_interval) == (int, 5)
+
+
+@pytest.mark.parametrize("total", [-1, 2.5])
+def test_a_length_that_is_none_is_refused(total):
+    model, optimizer = adapted()
+    with pytest.raises(ValueError, match="`total_steps` must be the number of the run's optimizer steps"):
+        OIALRUpdater(model, optimizer, total_steps=total)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
+from torch._dynamo import eval_frame
 from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
@@ -146,6 +147,22 @@ def test_a_compiled_model_is_compiled_as_often_as_without_looking():
     assert frames(True)[-1] == frames(False)[-1] > 1
     assert torch.compile(lambda x: x + 1, backend=(last := CompileCounter()))(torch.ones(1)) == 2
     assert last.frame_count == 1  # nothing stays uncompiled
+
+
+def test_a_run_that_ends_before_an_update_leaves_the_users_stance():
+    torch.compiler.set_stance("eager_on_recompile")
+    try:
+        model = adapt(nn.Linear(12, 16), delay=3, r=0.5)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        updater = OIALRUpdater(model, optimizer)
+        for _ in range(2):
+            step(model, torch.randn(5, 12), optimizer, updater)
+        assert eval_frame._stance.stance == "force_eager"
+        updater.close()
+        assert eval_frame._stance.stance == "eager_on_recompile"
+        assert all(weight.observer is None for weight in updater.weights.values())
+    finally:
+        torch.compiler.set_stance("default")
 
 
 def test_a_change_in_place_behind_the_layer_does_not_hide_its_gradients():

@@ -207,6 +207,15 @@ def test_what_has_no_basis_does_not_count_and_what_is_not_finite_is_named(tmp_pa
     plot_stability(path, tmp_path / "stability.png")
 
 
+def test_a_matrix_without_an_svd_costs_no_run(tmp_path, monkeypatch):
+    def fails(matrix, **kwargs):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", fails)
+    with pytest.warns(OIALRWarning, match="weight of 'fc' is not finite, or has no SVD"):
+        train_several(tmp_path, [StabilityCallback(tmp_path / "stability.json", every=1)])
+
+
 def test_a_file_that_cannot_be_written_is_found_before_training_or_costs_no_run(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     for place in (tmp_path / "file" / "stability.json", tmp_path):

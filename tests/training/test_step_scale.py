@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from peft import get_peft_model
 from torch import nn
 
-from oialr_peft import OIALRWarning
-from oialr_peft.policy.step_size import RAMP, StepSize
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
+from oialr_peft.policy.step_size import RAMP, Ramp, StepSize
 from oialr_peft.training.muon import MuonAdamW
 from oialr_peft.training.optimizer_steps import OptimizerSteps
 from oialr_peft.training.step_scale import StepScale
@@ -19,7 +21,7 @@ WEIGHT, CORE = (32, 8), (4, 4)
 
 
 def scaled(optimizer, parameter, lr_scale="match", weight=WEIGHT):
-    held = SimpleNamespace(core=parameter, matrix_shape=weight, core_shape=tuple(parameter.shape))
+    held = SimpleNamespace(core=parameter, matrix_shape=weight, core_shape=tuple(parameter.shape), is_factored=True)
     return StepScale(optimizer, {"layer": held}, StepSize(lr_scale))
 
 
@@ -97,7 +99,7 @@ def test_a_new_scale_is_ramped_in_and_survives_a_resume():
     parameter = nn.Parameter(torch.zeros(CORE))
     optimizer = torch.optim.AdamW([parameter], lr=1e-2)
 
-    held = SimpleNamespace(core=parameter, matrix_shape=WEIGHT, core_shape=CORE)
+    held = SimpleNamespace(core=parameter, matrix_shape=WEIGHT, core_shape=CORE, is_factored=True)
 
     def make():
         return StepScale(optimizer, {"layer": held}, StepSize("match"))
@@ -121,10 +123,38 @@ def test_a_new_scale_is_ramped_in_and_survives_a_resume():
     assert resumed.state_dict() == {}
 
 
+def test_a_ramp_that_is_over_is_at_its_target():
+    numbers = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    assert all(Ramp(1 / start, 10 * target, RAMP).value == 10 * target for start, target in numbers)
+
+
+def test_a_number_scales_square_layers_from_the_start_and_dense_ones_not():
+    model = get_peft_model(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 24)), OIALRConfig(lr_scale=3.0))
+    scale = OIALRUpdater(model, torch.optim.AdamW(model.parameters()))._step_scale
+    assert set(scale.scales().values()) == {3.0}
+    model = get_peft_model(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 24)), OIALRConfig(lr_scale=3.0, delay=5))
+    scale = OIALRUpdater(model, torch.optim.AdamW(model.parameters()))._step_scale
+    assert set(scale.scales().values()) == {1.0}
+
+
+def test_adafactor_as_the_trainer_makes_it_steps_entry_by_entry():
+    for relative, expected in ((False, 4.0), (True, 1.0)):  # sqrt(32 * 8) / 4
+        parameter = nn.Parameter(torch.randn(CORE))
+        settings = {"lr": 1e-2, "scale_parameter": relative, "relative_step": False, "weight_decay": 0.1}
+        scale = scaled(transformers.Adafactor([parameter], **settings), parameter)
+        assert scale.scales()["layer"] == expected
+    before = parameter.detach().clone()
+    optimizer = transformers.Adafactor([parameter], lr=1e-2, scale_parameter=False, relative_step=False)
+    scale = scaled(optimizer, parameter)
+    parameter.grad = torch.ones(CORE)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach() - before, torch.full(CORE, -4e-2), rtol=1e-3, atol=1e-6)
+
+
 def test_ranks_that_are_loaded_after_it_was_made_count():
     parameter = nn.Parameter(torch.zeros(CORE))
     optimizer = torch.optim.AdamW([parameter], lr=1e-2)
-    held = SimpleNamespace(core=parameter, matrix_shape=WEIGHT, core_shape=WEIGHT)
+    held = SimpleNamespace(core=parameter, matrix_shape=WEIGHT, core_shape=WEIGHT, is_factored=True)
     scale = StepScale(optimizer, {"layer": held}, StepSize("match"))
     held.core_shape = (2, 2)
     assert scale.scales()["layer"] == 8

@@ -80,6 +80,25 @@ def test_traces_of_earlier_versions_are_drawn(tmp_path):
     assert (tmp_path / "ranks.png").stat().st_size > 5000
 
 
+def test_a_file_that_is_no_trace_is_not_removed_for_one(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    (tmp_path / "cut.jsonl").write_text(json.dumps(report(4).as_dict())[:60])  # a crash in the first line
+    with pytest.raises(ValueError, match="has something else than the updates of a run"):
+        Trace(tmp_path / "data.jsonl", new=True)
+    assert (tmp_path / "data.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n'
+    Trace(tmp_path / "cut.jsonl", new=True)
+    assert not (tmp_path / "cut.jsonl").exists()
+
+
+def test_lines_of_other_layers_or_none_are_left_out(tmp_path):
+    trace = Trace(tmp_path / "trace.jsonl", new=True)
+    trace.append(report(4))
+    for ranks in ({}, {"b": 1}):
+        trace.append(UpdateReport(5 + len(ranks), 1, False, 0.1, ranks, ranks))
+    trace.append(report(8))
+    assert [update["step"] for update in read_trace(tmp_path / "trace.jsonl")] == [4, 8]
+
+
 def test_what_a_run_did_before_it_was_resumed_earlier_does_not_count(tmp_path):
     """Here with another interval: the steps of the branch that was left are no steps of the run."""
     trace = Trace(tmp_path / "trace.jsonl", new=True)

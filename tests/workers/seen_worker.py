@@ -35,6 +35,7 @@ def run(wrapper: str, fields: dict[str, Any]) -> dict[str, Any]:
     elif wrapper == "fsdp":
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         for block in model.base_model.model.model.layers:
+            fully_shard(block.mlp, mesh=mesh)  # which ends in a layer: its shards are back in place in the backward
             fully_shard(block, mesh=mesh)
         wrapped = fully_shard(model, mesh=mesh)
     else:

@@ -1,7 +1,14 @@
 """Faults on one of two processes: all go on alike, or all stop with words; none hangs."""
 
 import pytest
+import torch
+import torch.distributed as dist
+from peft import get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+from oialr_peft import OIALRConfig, OIALRUpdater
+from tests.conftest import MLP
 from tests.workers.launch import results, torchrun
 
 
@@ -53,3 +60,14 @@ def test_ddps_options_and_hooks_survive_the_cuts(outcomes):
         assert outcome["alike"]
         assert outcome["cuts"] >= 2
         assert outcome["kept"]
+
+
+def test_one_process_that_shards_is_refused_as_several_are():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = get_peft_model(MLP(), OIALRConfig(delay=2))
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(NotImplementedError, match="is still dense, and FSDP2 shards by shape"):
+            OIALRUpdater(model, torch.optim.AdamW(model.parameters()))
+    finally:
+        dist.destroy_process_group()
