@@ -17,6 +17,9 @@ from .rules import RULES, bounded, first, state_shape
 from .table import OPTIMIZERS
 
 
+_REFUSED_ELSEWHERE = "ZeroRedundancyOptimizer"  # which workers/support.py refuses, for another reason
+
+
 class MomentCarrier:
     """Carries the state of one optimizer into new bases by one of the policies of `OIALRConfig.moments`.
 
@@ -116,7 +119,7 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
             _refuse_nested(optimizer, inner)
         optimizer = inner
     inside = [held for held in vars(optimizer).values() if isinstance(held, torch.optim.Optimizer)]
-    if inside and table_of(optimizer) is None:
+    if inside and table_of(optimizer) is None and type(optimizer).__name__ != _REFUSED_ELSEWHERE:
         _refuse_nested(optimizer, inside[0])
     return optimizer
 

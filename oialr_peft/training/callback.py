@@ -11,6 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+from transformers.training_args import ParallelMode
 
 from ..compat.transformers_ import calling_handler
 from ..errors import OIALRWarning
@@ -53,6 +54,12 @@ class OIALRCallback(TrainerCallback, ExportableState):
         handler = calling_handler()
         if handler is not None and sum(isinstance(c, OIALRCallback) for c in handler.callbacks) > 1:
             raise ValueError("The Trainer has several OIALRCallbacks; every update would be made twice. Pass one.")
+        if getattr(args, "parallel_mode", None) == ParallelMode.NOT_DISTRIBUTED:
+            raise NotImplementedError(
+                "One process on several GPUs is nn.DataParallel, whose copies of a layer share the first GPU's "
+                "factors. Start a process for each GPU (`torchrun`, `accelerate launch`), or show one "
+                "(CUDA_VISIBLE_DEVICES=0)."
+            )
         model, progress = kwargs["model"], self._progress_of(kwargs["model"], state)
         total = progress["steps"] + state.max_steps - state.global_step
         self.updater = OIALRUpdater(model, kwargs["optimizer"], total_steps=total, check=self.check)

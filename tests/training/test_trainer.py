@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.report.plots import plot_ranks
@@ -298,6 +298,15 @@ def test_fsdp_that_the_trainer_does_not_do_is_told(mlp):
     parts = {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
     with pytest.warns(OIALRWarning, match="asked for FSDP but does not shard this model"):
         OIALRCallback().on_train_begin(SimpleNamespace(fsdp="full_shard"), TrainerState(max_steps=1000), None, **parts)
+
+
+def test_one_process_on_several_gpus_is_refused(mlp):
+    model = get_peft_model(mlp, OIALRConfig())
+    parts = {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
+    args = TrainingArguments(use_cpu=True)
+    args._n_gpu = 2
+    with pytest.raises(NotImplementedError, match="One process on several GPUs is nn.DataParallel"):
+        OIALRCallback().on_train_begin(args, TrainerState(max_steps=1000), None, **parts)
 
 
 def test_a_callback_begins_anew_with_another_adapter_of_the_model(tmp_path):
