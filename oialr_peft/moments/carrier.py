@@ -118,7 +118,8 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         if isinstance(optimizer, torch.optim.Optimizer) and optimizer.state is not inner.state:
             _refuse_nested(optimizer, inner)
         optimizer = inner
-    inside = [held for held in vars(optimizer).values() if isinstance(held, torch.optim.Optimizer)]
+    held = [value for value in vars(optimizer).values() if isinstance(value, torch.optim.Optimizer)]
+    inside = [other for other in held if other.state is not optimizer.state]  # Lightning's share it
     if inside and table_of(optimizer) is None and type(optimizer).__name__ != _REFUSED_ELSEWHERE:
         _refuse_nested(optimizer, inside[0])
     return optimizer

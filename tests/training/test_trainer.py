@@ -305,7 +305,7 @@ def test_one_process_on_several_gpus_is_refused(mlp):
     parts = {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
     args = TrainingArguments(use_cpu=True)
     args._n_gpu = 2
-    with pytest.raises(NotImplementedError, match="One process on several GPUs is nn.DataParallel"):
+    with pytest.raises(NotImplementedError, match=r"One process on several GPUs is nn\.DataParallel"):
         OIALRCallback().on_train_begin(args, TrainerState(max_steps=1000), None, **parts)
 
 
