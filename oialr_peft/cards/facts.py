@@ -21,7 +21,7 @@ from ..report.ranks import rank_report
 from ..weights import AdaptedWeight
 
 
-Kind = Literal["adapter", "compressed"]
+Saved = Literal["adapter", "compressed"]
 
 _PACKAGES = ("oialr-peft", "peft", "transformers", "torch")
 _TASKS = {  # PEFT's task type: the Hub's pipeline tag, where the first settles the second
@@ -34,7 +34,7 @@ _TASKS = {  # PEFT's task type: the Hub's pipeline tag, where the first settles 
 
 
 @dataclass(frozen=True)
-class LayerFacts:
+class LayerRow:
     """One targeted layer as the files hold it; `rank` is None where it is dense, `dense` counts its dense weight."""
 
     name: str
@@ -54,14 +54,14 @@ class CardFacts:
     defaults. `results`: as the caller gave them.
     """
 
-    kind: Kind
+    kind: Saved
     model_class: str
     library: str | None
     base: str | None
     pipeline_tag: str | None
     tags: list[str]
     train_rest: bool
-    layers: list[LayerFacts]
+    layers: list[LayerRow]
     trainable: int
     total: int
     settings: dict[str, Any]
@@ -79,7 +79,7 @@ class CardFacts:
 
 
 def gather(
-    model: nn.Module, kind: Kind, repo_id: str | None = None, results: Mapping[str, float] | None = None
+    model: nn.Module, kind: Saved, repo_id: str | None = None, results: Mapping[str, float] | None = None
 ) -> CardFacts:
     """The facts of a model with an OIALR adapter (a PeftModel, or a model of transformers with one added)."""
     found = adapted_weights(model)
@@ -118,14 +118,14 @@ def hub_id(name: str | None) -> str | None:
     return name
 
 
-def _layer(name: str, weight: AdaptedWeight, kind: Kind, with_bases: bool) -> LayerFacts:
+def _layer(name: str, weight: AdaptedWeight, kind: Saved, with_bases: bool) -> LayerRow:
     dense = math.prod(weight.shape)
     rank, held = None, dense
     if weight.is_factored and (kind == "adapter" or weight.pair_is_smaller):
         rank = weight.rank
         in_adapter = weight.held_size if with_bases else weight.trainable_size
         held = in_adapter if kind == "adapter" else weight.stored_size
-    return LayerFacts(name, weight.shape, rank, weight.full_rank, held, dense)
+    return LayerRow(name, weight.shape, rank, weight.full_rank, held, dense)
 
 
 def _library(cls: type) -> str | None:

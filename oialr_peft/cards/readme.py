@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import OIALRWarning
 from ..files import remove_left_overs, replace_file
-from .facts import CardFacts, Kind, gather
+from .facts import CardFacts, Saved, gather
 from .metadata import complete, metadata
 
 
@@ -29,7 +29,7 @@ _PUSH_SENTENCE = "This is the model card of a 🤗 transformers model that has b
 
 def card_text(
     model: nn.Module,
-    kind: Kind = "adapter",
+    kind: Saved = "adapter",
     *,
     repo_id: str | None = None,
     results: Mapping[str, float] | None = None,
@@ -56,7 +56,7 @@ def card_text(
 def write_card(
     model: nn.Module,
     folder: str | os.PathLike,
-    kind: Kind = "adapter",
+    kind: Saved = "adapter",
     *,
     repo_id: str | None = None,
     results: Mapping[str, float] | None = None,

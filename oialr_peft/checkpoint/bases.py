@@ -9,12 +9,12 @@ import torch
 
 from ..config import OIALRConfig
 from ..linalg import leading_directions, probe_bases, same
-from ..weights import SIGMA, VH, AdaptedWeight, U
+from ..weights import SIGMA, VH, AdaptedWeight, U, Weights
 from .rest import PEFT_PREFIX
 
 
 Tensors = Mapping[str, torch.Tensor]
-Weights = Mapping[str, AdaptedWeight]  # by the names of their layers
+
 FINGERPRINTS = "oialr_fingerprints"  # a row for each layer, by their names in order
 
 

@@ -11,10 +11,11 @@ from torch import nn
 from ..compat.torch_ import BatchNorm
 from ..layer import OIALRLayer
 from ..units import beginnings
+from ..weights import SLOTS
 
 
 PEFT_PREFIX = "base_model.model."
-PARTS = ("oialr_u", "oialr_sigma", "oialr_vh", "oialr_weight")
+PARTS = tuple(slot.name for slot in SLOTS)
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from .schedule import share_of
+
 
 @dataclass(frozen=True)
 class LayerFacts:
@@ -83,13 +85,12 @@ def select_rank(singular_values: torch.Tensor, fact: LayerFacts, rule: RankRule)
     present = singular_values.shape[-1]
     wanted = int((singular_values >= rule.threshold(singular_values, fact)).sum(-1).max())
     max_cut = 1.0 if rule.kind == "optimal" else rule.max_cut
-    # The small constant keeps shares such as 0.29 * 100 = 28.999999999999996 from losing one to rounding.
     step = rule.multiple if rule.multiple > 1 and max_cut else 0
-    capped = present - max(step, math.floor(max_cut * present + 1e-9))
+    capped = present - max(step, share_of(present, max_cut))
     least = max(wanted, capped, floor_rank(fact.full_rank, rule.min_rank))
     return min(present, math.ceil(least / rule.multiple) * rule.multiple)
 
 
 def floor_rank(full_rank: int, min_rank: float) -> int:
     """The rank that no cut goes below."""
-    return max(1, math.floor(min_rank * full_rank + 1e-9))
+    return max(1, share_of(full_rank, min_rank))

@@ -7,6 +7,11 @@ import sys
 from dataclasses import dataclass
 
 
+def share_of(total: int, share: float) -> int:
+    """A share of a number, rounded down; 0.29 of 100, which is 28.999999999999996 in floating point, is 29."""
+    return math.floor(share * total + 1e-9)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The schedule of the paper's algorithm 2, as a function of the number of optimizer steps taken.
@@ -42,8 +47,7 @@ class Schedule:
 
     def layers_due(self, update_number: int, total: int) -> int:
         """How many of `total` layers, counted from the last, take part in the update of this number; at least 1."""
-        # The small constant keeps shares such as 0.29 * 100 = 28.999999999999996 from losing one to rounding.
-        return min(total, max(1, math.floor(update_number * self.layer_step * total + 1e-9)))
+        return min(total, max(1, share_of(total, update_number * self.layer_step)))
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-Kind = Literal["entrywise", "spectral", "linear", "relative"]
+StepKind = Literal["entrywise", "spectral", "linear", "relative"]
 Shape = tuple[int, ...]
 
 RAMP = 100  # steps in which a new scale is reached: the full step right after a cut overshoots
 
-KINDS: dict[str, Kind] = {  # by the name of an optimizer's class, or of one that it inherits from
+KINDS: dict[str, StepKind] = {  # by the name of an optimizer's class, or of one that it inherits from
     **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Lion"), "entrywise"),
     "Muon": "spectral",
     "SGD": "linear",
@@ -42,7 +42,7 @@ class StepSize:
     lr_scale: str | float = "match"
 
     def scale(
-        self, kind: Kind, matrix: Shape, core: Shape, *, factored: bool = True, muon_adjustment: str | None = None
+        self, kind: StepKind, matrix: Shape, core: Shape, *, factored: bool = True, muon_adjustment: str | None = None
     ) -> float:
         """The factor on the step of a core (rows, cols) that stands in for a weight of shape `matrix`.
 

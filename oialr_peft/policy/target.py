@@ -12,7 +12,7 @@ import torch
 
 from ..linalg import stored_size
 from .ranks import LayerFacts, floor_rank
-from .schedule import Approach
+from .schedule import Approach, share_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TargetSize:
         ranks = {}
         for name, option in options.items():
             least, present = int(option.ranks[final[name]]), int(option.ranks[-1])
-            wanted = present - math.floor(way * (present - least) + 1e-9)
+            wanted = present - share_of(present - least, way)
             ranks[name] = min(present, math.ceil(wanted / self.multiple) * self.multiple)
         return ranks
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from ..config import OIALRConfig
 from ..plain import ModelSize
 from ..units import ends
-from ..weights import AdaptedWeight
-
-
-Weights = Mapping[str, AdaptedWeight]  # by the names of their layers
+from ..weights import Weights
 
 
 def afterwards(weights: Weights, config: OIALRConfig, steps: int) -> dict[str, str | None]:

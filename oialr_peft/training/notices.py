@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from ..config import OIALRConfig
 from ..config_checks import given
@@ -11,10 +11,9 @@ from ..policy import Bases, Policies, Schedule
 from ..tuner.rules import initial_rank
 from ..units import ends
 from ..update_report import UpdateReport
-from ..weights import FACTORED, AdaptedWeight
+from ..weights import FACTORED, Weights
 
 
-Weights = Mapping[str, AdaptedWeight]  # by the names of their layers
 EARLY = 0.05  # share of a run; forecasters cut to a quarter at .1 end 5 % behind dense training, at .02 half
 LARGE_DROP = 0.2  # share of a layer's energy (UpdateReport.dropped) in one cut; at the default cutoff it is below 0.01
 

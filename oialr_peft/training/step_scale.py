@@ -12,7 +12,7 @@ from torch import nn
 
 from ..compat.torch_ import foreach_extrapolate, foreach_scaled, writes
 from ..errors import OIALRWarning
-from ..policy.step_size import KINDS, Kind, Ramp, StepSize
+from ..policy.step_size import KINDS, Ramp, StepKind, StepSize
 from .optimizer_steps import around_steps
 
 
@@ -101,12 +101,12 @@ class StepScale:
             found[name] = self.policy.scale(kind, *shapes, factored=weight.is_factored, muon_adjustment=adjustment)
         return found
 
-    def _kind_of(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> tuple[Kind, str | None]:
+    def _kind_of(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> tuple[StepKind, str | None]:
         """How the optimizer steps the parameters of a group, and Muon's adjustment."""
         if (named := group.get("kind")) in ("muon", "adamw"):  # MuonAdamW
             return ("spectral" if named == "muon" else "entrywise"), None
         name = next((cls.__name__ for cls in type(optimizer).__mro__ if cls.__name__ in KINDS), None)
-        kind: Kind = KINDS[name] if name else "linear"
+        kind: StepKind = KINDS[name] if name else "linear"
         if name == "Adafactor" and group.get("scale_parameter") is False:  # transformers', as the Trainer makes it
             kind = "entrywise"
         if name is None and self.policy.lr_scale == "match" and not self._warned:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from torch import nn
 
@@ -12,10 +11,9 @@ from ..linalg import stored_size
 from ..plain import ModelSize, model_size
 from ..policy import Policies, TargetSize, policies_of
 from ..tuner.rules import initial_rank
-from ..weights import AdaptedWeight
+from ..weights import Weights
 
 
-Weights = Mapping[str, AdaptedWeight]  # by the names of their layers
 TOLERANCE = 0.01  # of the size that was asked for
 
 

@@ -1,6 +1,6 @@
 """One adapted weight: its forms, the slots that hold its tensors, and how it changes."""
 
-from .adapted import AdaptedWeight
+from .adapted import AdaptedWeight, Weights
 from .form import (
     DENSE,
     FACTORED,
@@ -35,6 +35,7 @@ __all__ = [
     "Form",
     "Slot",
     "U",
+    "Weights",
     "form_of",
     "make_room",
 ]

@@ -244,3 +244,6 @@ class AdaptedWeight:
         self.sharded_rank = factors.core.shape[-1]
         for slot, block in zip((U, self.form.core, VH), factors, strict=True):
             set_block(self._stores[slot.name][self.adapter], cast(torch.Tensor, block))
+
+
+Weights = Mapping[str, AdaptedWeight]  # of a model, by the names of their layers
