@@ -85,15 +85,14 @@ def by_horizon() -> list[dict[str, Any]]:
     for horizon in horizons_card.HORIZONS:
         name = "Autoformer, width 128, thuml's protocol"
         line = {**start("autoformer-horizons", name), "data": f"ETTm2, horizon {horizon}"}
-        table = horizons_card.section(found, 128, horizon, ("dense", "OIALR, tuned"))
-        dense, oialr = table["rows"].values()
-        if dense and oialr:
+        if pair := horizons_card.beside_dense(found, 128, horizon, "OIALR, tuned"):
+            oialr, dense = pair
             line |= {
                 "dense": dense["mean"],
                 "oialr": oialr["mean"],
                 "held_share": oialr["compressed_bytes"] / dense["compressed_bytes"],
                 "trained_share": oialr["trainable_percent"] / 100,
-                "trivial": table["trivial"]["linear map"]["mse"],
+                "trivial": found["trivial"][str(horizon)]["linear map"]["mse"],
                 "seeds": oialr["seeds"],
             }
         lines.append(line)

@@ -44,7 +44,7 @@ def verdict(name: str, row: dict[str, Any], dense: dict[str, Any]) -> str:
         *(["share in training"] if trained > AIM["trained"] else []),
         *(["file"] if file > AIM["file"] else []),
     ]
-    few = ["fewer than three seeds, a pointer and no result"] if min(row["seeds"], dense["seeds"]) < 3 else []
+    few = [f"{row['seeds']} seed(s) of both, a pointer and no result"] if row["seeds"] < 3 else []
     words = ["missed by " + ", ".join(misses) if misses else "reached", *few]
     return (
         f"{name}: {row['mean'] / dense['mean']:.3f} of dense ({where} the pooled spread, {pooled:.4f}), "
@@ -61,16 +61,30 @@ def skill(rows: dict[str, Any], trivial: dict[str, Any]) -> str:
     return f"At or below the mean of the context: {'; '.join(better)}."
 
 
+def runs_of(results: dict[str, Any], width: int, horizon: int, method: str) -> dict[int, dict[str, Any]]:
+    """{seed: the run}, in the order of the seeds."""
+    key = {"method": method, "horizon": horizon, "width": width}
+    runs = [run for run in results["runs"] if {name: run[name] for name in key} == key]
+    return {run["seed"]: run for run in sorted(runs, key=lambda run: run["seed"])}
+
+
+def beside_dense(
+    results: dict[str, Any], width: int, horizon: int, method: str
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The rows of a method and of dense training over the seeds that both have; None without any."""
+    own, dense = (runs_of(results, width, horizon, name) for name in (method, "dense"))
+    both = [seed for seed in own if seed in dense]
+    return (row_of([own[seed] for seed in both]), row_of([dense[seed] for seed in both])) if both else None
+
+
 def section(results: dict[str, Any], width: int, horizon: int, methods: Iterable[str]) -> dict[str, Any]:
     """A table of the card and what is said under it."""
-    rows: dict[str, Any] = {}
-    for method in methods:
-        key = {"method": method, "horizon": horizon, "width": width}
-        runs = [run for run in results["runs"] if {name: run[name] for name in key} == key]
-        rows[method] = row_of(sorted(runs, key=lambda run: run["seed"])) if runs else None
+    runs = {method: list(runs_of(results, width, horizon, method).values()) for method in methods}
+    rows: dict[str, Any] = {method: row_of(found) if found else None for method, found in runs.items()}
     trivial, lines = results["trivial"].get(str(horizon), {}), []
     if rows["dense"]:
-        lines = [verdict(name, row, rows["dense"]) for name, row in rows.items() if row and name != "dense"]
+        pairs = {name: beside_dense(results, width, horizon, name) for name in rows if name != "dense"}
+        lines = [verdict(name, *pair) for name, pair in pairs.items() if pair]
         lines.append(skill(rows, trivial))
     row = {"width": width, "horizon": horizon, "rows": rows, "lines": lines, "trivial": trivial}
     return {**row, "authors": AUTHORS.get(horizon, {})}

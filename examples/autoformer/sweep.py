@@ -67,7 +67,7 @@ def run_one(grid: Grid, method: str, rate: str, seed: str, flags: list[str]) -> 
     """
     folder, own = grid.folder(method, rate, seed), ["--learning_rate", rate, "--seed", seed]
     (settings,) = HfArgumentParser(cast(Any, Settings)).parse_args_into_dataclasses([*flags, *own])
-    if earlier_results(folder, settings) is not None:
+    if (earlier := earlier_results(folder, settings)) is not None and earlier["runs"]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(Path(__file__).with_name("run.py")), *flags, *own]

@@ -42,7 +42,7 @@ class Corpus(Text):
 
 
 class Characters(GPT):
-    """The GPT of examples/quality, with a loss in its output, to which AdaLoRA adds its penalty."""
+    """The GPT of examples/quality, with a loss in its output, as AdaLoRA's tuner wants it for its penalty."""
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
         scores = super().forward(x)

@@ -38,15 +38,21 @@ TASKS: dict[str, Any] = {"plays": Plays, "pictures": Pictures, "sentences": Sent
 def train(net: Any, batches: Iterator[dict[str, torch.Tensor]], steps: int, rate: float) -> nn.Module:
     """AdamW with a warm-up over a tenth of the steps and a linear way down to zero."""
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
-    follow = following(net, optimizer, steps)
+    follow, model = following(net, optimizer, steps), called(net)
     warm = max(1, steps // 10)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min((step + 1) / warm, (steps - step) / (steps - warm + 1))
-        net(**next(batches)).loss.backward()
+        model(**next(batches)).loss.backward()
         optimizer.step()
         follow(step)
         optimizer.zero_grad()
     return net
+
+
+def called(net: Any) -> nn.Module:
+    """What a training step calls: AdaLoRA's penalty is added in the tuner, which a PeftModel without a task skips."""
+    config = getattr(net, "peft_config", {}).get("default")
+    return net.base_model if isinstance(config, peft.AdaLoraConfig) else net
 
 
 def following(net: Any, optimizer: torch.optim.Optimizer, steps: int) -> Callable[[int], Any]:
@@ -111,8 +117,9 @@ def record_of(parsed: argparse.Namespace, task: Any) -> dict[str, Any]:
     steps = {"base_steps": parsed.base_steps or task.base_steps, "steps": parsed.steps or task.steps}
     if parsed.output.exists():
         made = json.loads(parsed.output.read_text())
-        if any(made[name] != value for name, value in steps.items()):
-            raise SystemExit(f"{parsed.output} is of other steps than {steps}; name another --output.")
+        fixed = {**steps, "data": task.digests}
+        if other := {name: made[name] for name, value in fixed.items() if made[name] != value}:
+            raise SystemExit(f"{parsed.output} is of {other}, not of {fixed}; name another --output.")
         return made | {"rates": parsed.rates, "seeds": parsed.seeds}
     versions = {name: module.__version__ for name, module in (("torch", torch), ("transformers", transformers))}
     versions |= {"peft": peft.__version__, "oialr_peft": oialr_peft.__version__, "python": sys.version.split()[0]}

@@ -57,6 +57,25 @@ def low_rank(model: nn.Module, settings: Settings, *, frobenius: bool = False) -
     return Trained(model, optimizer, decay)
 
 
+def low_rank_late(model: nn.Module, settings: Settings, *, delay: float = 0.3) -> Trained:
+    """W = A B after as long a dense phase as OIALR's: an SVD of each weight then, both factors trained afresh."""
+    optimizer, at, steps = make_optimizer(model, settings), round(delay * settings.steps), iter(range(1, 1 << 30))
+
+    def after_step() -> None:
+        if next(steps) != at:
+            return
+        for name in hidden(model):
+            layer: Any = model.get_submodule(name)
+            split = LowRank(layer, rank_of(layer, settings)).to(layer.weight.device)
+            model.set_submodule(name, split)
+            group = next(g for g in optimizer.param_groups if any(p is layer.weight for p in g["params"]))
+            group["params"] = [p for p in group["params"] if p is not layer.weight]
+            group["params"] += [split.down.weight, split.up.weight]
+            optimizer.state.pop(layer.weight, None)
+
+    return Trained(model, optimizer, after_step)
+
+
 def galore(model: nn.Module, settings: Settings) -> Trained:
     """Dense weights whose AdamW moments live in a projection, made anew 20 times in the run; the paper's scale."""
     from galore_torch import GaLoreAdamW  # pyright: ignore[reportMissingImports]  # of the benchmarks' extra alone

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from methods import Settings, Trained, dense, oialr, sized
-from peers import galore, low_rank, merged_lora
+from peers import galore, low_rank, low_rank_late, merged_lora
 from tasks import TASKS
 from torch import nn
 
@@ -39,6 +39,7 @@ METHODS = {
     "oialr_sigma": partial(OIALR, bases="frozen"),
     "oialr_sigma_plain": partial(PLAIN, bases="frozen"),
     "low_rank": low_rank,
+    "low_rank_late": low_rank_late,
     "low_rank_frobenius": partial(low_rank, frobenius=True),
     "galore": galore,
     "relora": partial(merged_lora, restart=True),

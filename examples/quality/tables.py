@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from commands import runs_of_wide, sweeps
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from reading import MOVING, beside_the_best, best_rates, verdict, worth_of_activations
 from sweep import best_rate, read, runs_of
@@ -27,6 +28,7 @@ NAMES = {
     "oialr_sigma": f"{FROZEN}, `delay=0.3`",
     "oialr_sigma_plain": f"{FROZEN}, `delay=0.3`{PLAIN}",
     "low_rank": "plain W = A B from step 0",
+    "low_rank_late": "plain W = A B after 30 % dense, by SVD",
     "low_rank_frobenius": "plain W = A B, Frobenius decay",
     "relora": "ReLoRA-like restarts, after 30 % dense",
     "merged_lora": "LoRA merged at intervals, after 30 % dense",
@@ -72,8 +74,9 @@ def row_of(results: list[dict[str, Any]], method: str, optimizer: str, rank: flo
 
 
 def _last_part(curve: list[list[float]]) -> float | None:
-    """Seconds between the last two points; None where the clock ran while other work had the processor."""
-    return None if curve[-1][1] is None else curve[-1][1] - curve[-2][1]
+    """Seconds a step between the last two points; None where the clock ran while other work had the processor."""
+    (before, early, _), (after, late, _) = curve[-2:]
+    return None if late is None else (late - early) / (after - before)
 
 
 def table_of(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
@@ -187,8 +190,22 @@ def facts(folder: Path) -> dict[str, Any]:
         "spikes": spikes_of(folder),
         "wide": time_to_quality(folder),
         "step_time": step_time(folder),
+        "commands": commands_of(folder),
         "versions": tasks[0]["versions"],
     }
+
+
+def commands_of(folder: Path) -> list[str]:
+    """Everything that makes the results again, line by line."""
+    wide = [json.loads(path.read_text()) for path in sorted((folder / "wide").glob("*.json"))]
+    steps = json.loads((folder / "spikes.json").read_text())["steps"]
+    return [
+        *(line for name in TASKS for line in sweeps(name, read(folder / name))),
+        *runs_of_wide(wide),
+        f"python spikes.py --data DATA --steps {steps} --output results/spikes.json",
+        f"python step_time.py --data DATA --rounds {step_time(folder)['rounds']} --output results/step_time.json",
+        "python tables.py --data DATA && python plots.py",
+    ]
 
 
 def render(folder: Path) -> str:

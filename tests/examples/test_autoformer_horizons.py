@@ -51,6 +51,15 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert text.count("not run yet") == 2 * 3 + 4 * 3  # two horizons, and the paper's width
 
 
+def test_a_comparison_is_of_the_seeds_that_both_have() -> None:
+    runs = [record(128, 720, "dense", seed) for seed in (0, 1)] + [record(128, 720, "OIALR, tuned", 0)]
+    found = horizons_card.section({"runs": runs, "trivial": {"720": {"context mean": {"mse": 0.2}}}}, 128, 720, ("dense", "OIALR, tuned"))
+    assert found["rows"]["dense"]["errors"] == [0.25, 0.26]
+    assert found["lines"][0].startswith("OIALR, tuned: 1.000 of dense")
+    assert "1 seed(s) of both, a pointer and no result" in found["lines"][0]
+    assert horizons_card.beside_dense({"runs": runs[:2], "trivial": {}}, 128, 720, "OIALR, tuned") is None
+
+
 @pytest.mark.parametrize(
     ("changed", "word"),
     [
@@ -58,7 +67,7 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"mean": 0.262}, "reached"),  # within the pooled spread
         ({"mean": 0.272}, "missed by error"),
         ({"trainable_percent": 21.0, "compressed_bytes": 510}, "missed by share in training, file"),
-        ({"seeds": 2}, "reached; fewer than three seeds"),
+        ({"seeds": 2}, "reached; 2 seed(s) of both, a pointer"),
     ],
 )
 def test_a_verdict_names_what_misses(changed: dict, word: str) -> None:
@@ -68,6 +77,7 @@ def test_a_verdict_names_what_misses(changed: dict, word: str) -> None:
 
 
 def test_flags_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from run import Choice
     from settings import Settings
     from transformers import HfArgumentParser
 
@@ -77,7 +87,7 @@ def test_flags_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for method in horizons.METHODS:
             with pytest.raises(ZeroDivisionError):
                 horizons.train("x.csv", 128, horizon, method, 0, tmp_path)
-            flags = [flag for flag in seen[-1] if not flag.startswith("--methods")]
-            settings = HfArgumentParser(Settings).parse_args_into_dataclasses(flags)[0]
+            settings, choice = HfArgumentParser([Settings, Choice]).parse_args_into_dataclasses(seen[-1])
+            assert choice.resume
             assert (settings.epochs, settings.patience, settings.learning_rate) == (10, 3, 1e-4)
         assert (settings.delay, settings.rank, settings.freeze_bases) == (300, rank, 900)

@@ -40,6 +40,13 @@ def test_a_finished_run_is_skipped_and_a_failed_one_names_its_log(
     with pytest.raises(ValueError, match=r"other settings \(horizon: 96 there, 192 now\)"):
         run_one(grid, "dense", "1e-4", "0", ["--horizon", "192"])
     assert calls == []
+    begun = grid.folder("dense", "1e-3", "0") / "results.json"  # what run.py writes before it trains
+    leave_result(begun.parent, 1.0, 1.0, learning_rate=1e-3, seed=0, output="elsewhere")
+    begun.write_text(json.dumps({**json.loads(begun.read_text()), "runs": []}))
+    with pytest.raises(RuntimeError, match="got 1"):
+        run_one(grid, "dense", "1e-3", "0", [])
+    assert len(calls) == 1
+    calls.clear()
     with pytest.raises(RuntimeError, match=r"must end with code 0, got 1; read .*log\.txt"):
         run_one(grid, "oialr", "1e-4", "0", ["--d_model", "16"])
     assert flag(calls[0], "--d_model") == "16"
