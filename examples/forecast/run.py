@@ -53,13 +53,16 @@ def main() -> None:
     torch.set_num_threads(1)
     plan = Plan(**{field.name: getattr(parsed, field.name) for field in fields(Plan)})
     splits = make_splits(load_series(parsed.data), plan.context, plan.horizon, plan.context // 2)
+    series = Path(parsed.data).name.split(".")[0]
 
     def facts() -> dict[str, Any]:
         linear = linear_errors(splits.train, splits.validation, splits.test)
-        series = {"series": Path(parsed.data).name.split(".")[0], "windows": len(splits.train)}
-        return {**series, "trivial": {"linear map": linear, **baseline_errors(splits.test)}}
+        trivial = {"linear map": linear, **baseline_errors(splits.test)}
+        return {"series": series, "windows": len(splits.train), "trivial": trivial}
 
     record = Record(parsed.output, asdict(plan), facts)
+    if (other := record.content["series"]) != series:
+        raise ValueError(f"output: {parsed.output} has runs on {other}, not on {series}; name another file.")
     first, *others = parsed.seeds
 
     def run(method: str, rate: float, seed: int) -> None:
