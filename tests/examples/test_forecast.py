@@ -68,7 +68,7 @@ def test_a_comparison_goes_on_where_it_stopped(model, series, tmp_path):
     assert set(record["trivial"]) == {"linear map", "context mean", "persistence"}
     assert all(run["held_share"] <= 0.6 for run in record["runs"] if run["method"] != "dense")
     assert "at most" in refused(FOLDER, *given, "--batch", 4000)
-    (other := tmp_path / "other.csv").write_bytes(Path(series).read_bytes())
+    (other := tmp_path / "other.csv").write_bytes(series.read_bytes())
     assert "has runs on cycle, not on other" in refused(FOLDER, *given, "--data", other)
 
 
