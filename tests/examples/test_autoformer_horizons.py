@@ -53,7 +53,8 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_comparison_is_of_the_seeds_that_both_have() -> None:
     runs = [record(128, 720, "dense", seed) for seed in (0, 1)] + [record(128, 720, "OIALR, tuned", 0)]
-    found = horizons_card.section({"runs": runs, "trivial": {"720": {"context mean": {"mse": 0.2}}}}, 128, 720, ("dense", "OIALR, tuned"))
+    results = {"runs": runs, "trivial": {"720": {"context mean": {"mse": 0.2}}}}
+    found = horizons_card.section(results, 128, 720, ("dense", "OIALR, tuned"))
     assert found["rows"]["dense"]["errors"] == [0.25, 0.26]
     assert found["lines"][0].startswith("OIALR, tuned: 1.000 of dense")
     assert "1 seed(s) of both, a pointer and no result" in found["lines"][0]
