@@ -24,6 +24,11 @@ def verdict(task: dict[str, Any], table: dict[str, Any]) -> str | None:
         f"{closed if both['gap'] > 0 else 'there is no gap to close'}, {trained:.0%} of the values of A B trained in "
         "the second half."
     )
+    if late := rows.get("low_rank_late"):
+        text += (
+            f" Plain W = A B that was dense as long as OIALR, {late['seeds']} seed(s): {late['gap']:+.4f}, "
+            f"{1 - longer['gap'] / late['gap']:.0%} of it closed."
+        )
     if dense["accuracy"] is None:
         return text
     points = [row["accuracy"] - dense["accuracy"] for row in (longer, both)]

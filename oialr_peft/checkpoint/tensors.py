@@ -15,7 +15,7 @@ from ..config import OIALRConfig
 from ..errors import OIALRWarning
 from ..linalg import draw
 from ..policy import Bases
-from ..weights import DENSE, FACTORED, VH, AdaptedWeight, Form, Slot, U, form_of
+from ..weights import DENSE, FACTORED, SIGMA, VH, AdaptedWeight, Form, Slot, U, form_of
 from .rest import PARTS, PEFT_PREFIX, embedding_keys, rest_keys, running_statistics, wrapped
 
 
@@ -42,7 +42,7 @@ def forms_in_file(
     for name, layer in layers.items():
         weight = tensors.get(f"{name}.oialr_weight")
         if weight is not None:
-            if twice := [part for part in PARTS[:3] if f"{name}.{part}" in tensors]:
+            if twice := [slot.name for slot in (U, SIGMA, VH) if f"{name}.{slot.name}" in tensors]:
                 raise ValueError(_unchanged(f"The adapter file holds '{name}' twice, dense and as '{twice[0]}'."))
             _check_shape(f"{name}.oialr_weight", weight, layer.shape)
             _check_values(f"{name}.oialr_weight", weight)
