@@ -91,7 +91,7 @@ def table_of(results: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
     return {
         "optimizer": OPTIMIZERS[optimizer],
         "rows": rows,
-        "timed": all(row["time"] for row in rows),
+        "timed": any(row["time"] for row in rows),
         "by_method": {row["method"]: row for row in rows},
         "rates": sorted({rate for row in rows for rate in row["grid"]}),
         "steps": next(r["steps"] for r in results if r["optimizer"] == optimizer),
