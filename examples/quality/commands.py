@@ -15,12 +15,11 @@ def sweeps(folder: str, results: list[dict[str, Any]]) -> list[str]:
         rates = tuple(sorted({r["lr"] for r in own if r["seed"] == 0}))
         seeds = tuple(sorted({r["seed"] for r in own}))
         grids[task, optimizer, steps, size, 0.25 if method == "dense" else rank, rates, seeds].append(method)
-    return [_call(folder, *key, methods) for key, methods in sorted(grids.items())]
+    return [_call(folder, key, methods) for key, methods in sorted(grids.items())]
 
 
-def _call(
-    folder: str, task: str, optimizer: str, steps: int, size: str, rank: float, rates: Any, seeds: Any, methods: Any
-) -> str:
+def _call(folder: str, key: tuple[Any, ...], methods: list[str]) -> str:
+    task, optimizer, steps, size, rank, rates, seeds = key
     options = {"--task": task, "--optimizer": optimizer, "--steps": steps, "--methods": " ".join(methods)}
     options |= {"--rates": " ".join(f"{rate:g}" for rate in rates)}
     options |= {"--ranks": f"{rank:g}"} if rank != 0.25 else {}
