@@ -62,12 +62,14 @@ class UpdateWatch:
         self._steps, self._counted = 0, (weakref.ref(updater), at)
 
     def on_step(self, optimizer: Any) -> None:
-        """Any optimizer of the process took a step, not as a part of another's."""
+        """Any optimizer of the process took a step."""
         for copy in list(self.copies):
             if _trains(optimizer, copy):
                 self.copies.discard(copy)
         weight = self._weight()
         if self._warned or weight is None or not _trains(optimizer, weight):
+            return
+        if getattr(optimizer, "is_part", False) or skipped_step(optimizer):  # a part of another's step, or none
             return
         self._steps += 1
         if self._attended and self._steps <= self.limit:
@@ -106,14 +108,20 @@ _WATCHES: weakref.WeakSet[UpdateWatch] = weakref.WeakSet()
 
 
 def _tell_watches(optimizer: Any, args: Any, kwargs: Any) -> None:
-    found = getattr(optimizer, "found_inf", None)  # a fused optimizer that a GradScaler had skip its step
-    if getattr(optimizer, "is_part", False) or (found is not None and bool(found)):
-        return
     for watch in list(_WATCHES):
         watch.on_step(optimizer)
 
 
 register_optimizer_step_post_hook(_tell_watches)
+
+
+def skipped_step(optimizer: Any) -> bool:
+    """Whether a GradScaler had the optimizer find an overflow inside its step, as it does with fused ones.
+
+    The one value that is read back from the device, as the scaler itself reads it for all other optimizers.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def _trains(optimizer: Any, weight: AdaptedWeight) -> bool:

@@ -51,13 +51,17 @@ def train(net: Any, batches: Iterator[dict[str, torch.Tensor]], steps: int, rate
 
 def called(net: Any) -> nn.Module:
     """What a training step calls: AdaLoRA's penalty is added in the tuner, which a PeftModel without a task skips."""
-    config = getattr(net, "peft_config", {}).get("default")
-    return net.base_model if isinstance(config, peft.AdaLoraConfig) else net
+    return net.base_model if isinstance(config_of(net), peft.AdaLoraConfig) else net
+
+
+def config_of(net: Any) -> Any:
+    """Of the adapter; None without one."""
+    return getattr(net, "peft_config", {}).get("default")
 
 
 def following(net: Any, optimizer: torch.optim.Optimizer, steps: int) -> Callable[[int], Any]:
     """What a method wants done after each step, before gradients are cleared."""
-    config = getattr(net, "peft_config", {}).get("default")
+    config = config_of(net)
     if isinstance(config, OIALRConfig):
         updater = OIALRUpdater(net, optimizer, total_steps=steps)
         return lambda step: updater.step()
@@ -77,7 +81,7 @@ def saved(net: Any, start: nn.Module, batch: dict[str, torch.Tensor]) -> dict[st
         loaded = PeftModel.from_pretrained(start, folder)  # type: ignore[arg-type]
     here, there = net(**batch).logits, loaded(**batch).logits
     found = {"bytes": size, "reload": float((here - there).abs().max() / here.abs().max())}
-    config: Any = net.peft_config["default"]
+    config = config_of(net)
     if isinstance(config, OIALRConfig) and not config.residual:
         found["held"] = model_size(net).share
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -36,13 +37,17 @@ class LowRank(nn.Module):
         down.sub_(of_down, alpha=share)
 
 
+def split(model: nn.Module, name: str, settings: Settings) -> tuple[Any, Any]:
+    """Put two factors in the place of a layer; both, the layer first."""
+    layer: Any = model.get_submodule(name)
+    factors = LowRank(layer, rank_of(layer, settings)).to(layer.weight.device)
+    model.set_submodule(name, factors)
+    return layer, factors
+
+
 def low_rank(model: nn.Module, settings: Settings, *, frobenius: bool = False) -> Trained:
     """Plain W = A B in every hidden layer, from the first step on; `frobenius`: decay of the product, by AdamW."""
-    layers = []
-    for name in hidden(model):
-        layer: Any = model.get_submodule(name)
-        layers.append(LowRank(layer, rank_of(layer, settings)).to(layer.weight.device))
-        model.set_submodule(name, layers[-1])
+    layers = [split(model, name, settings)[1] for name in hidden(model)]
     if not frobenius:
         return Trained(model, make_optimizer(model, settings))
     if settings.optimizer != "adamw":
@@ -59,18 +64,16 @@ def low_rank(model: nn.Module, settings: Settings, *, frobenius: bool = False) -
 
 def low_rank_late(model: nn.Module, settings: Settings, *, delay: float = 0.3) -> Trained:
     """W = A B after as long a dense phase as OIALR's: an SVD of each weight then, both factors trained afresh."""
-    optimizer, at, steps = make_optimizer(model, settings), round(delay * settings.steps), iter(range(1, 1 << 30))
+    optimizer, at, steps = make_optimizer(model, settings), round(delay * settings.steps), itertools.count(1)
 
     def after_step() -> None:
         if next(steps) != at:
             return
         for name in hidden(model):
-            layer: Any = model.get_submodule(name)
-            split = LowRank(layer, rank_of(layer, settings)).to(layer.weight.device)
-            model.set_submodule(name, split)
+            layer, factors = split(model, name, settings)
             group = next(g for g in optimizer.param_groups if any(p is layer.weight for p in g["params"]))
             group["params"] = [p for p in group["params"] if p is not layer.weight]
-            group["params"] += [split.down.weight, split.up.weight]
+            group["params"] += [factors.down.weight, factors.up.weight]
             optimizer.state.pop(layer.weight, None)
 
     return Trained(model, optimizer, after_step)

@@ -14,7 +14,6 @@ from .rest import PEFT_PREFIX
 
 
 Tensors = Mapping[str, torch.Tensor]
-
 FINGERPRINTS = "oialr_fingerprints"  # a row for each layer, by their names in order
 
 

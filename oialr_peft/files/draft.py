@@ -25,7 +25,8 @@ except ImportError:  # Windows: leftovers are told by their age alone
     fcntl = None  # type: ignore[assignment]
 
 _PREFIX = ".oialr-draft-"
-SHELF = r"oialr-weights-[0-9a-f]{8}"
+_SHELF = "oialr-weights-"
+SHELF = rf"{_SHELF}[0-9a-f]{{8}}"
 _ON_A_SHELF = re.compile(r".+\.safetensors(\.index\.json)?")
 _OLD = 24 * 3600  # seconds; nobody writes that long without touching the draft
 
@@ -146,7 +147,7 @@ class Draft:
 
     def shelf(self) -> str:
         """Make a folder for weights in the draft; its name."""
-        name = f"oialr-weights-{uuid.uuid4().hex[:8]}"
+        name = f"{_SHELF}{uuid.uuid4().hex[:8]}"
         (self.path / name).mkdir()
         return name
 
@@ -174,7 +175,7 @@ def remove_left_overs(folder: Path, but: Path | None = None) -> None:
     for draft in folder.glob(f"{_PREFIX}*"):
         if draft != but:
             _remove_left_over(draft)
-    if shelves := [path for path in folder.glob("oialr-weights-*") if is_shelf(path)]:
+    if shelves := [path for path in folder.glob(f"{_SHELF}*") if is_shelf(path)]:
         lock = _lock(folder)
         for shelf in shelves:
             _drop(shelf)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..kinds.conv import Conv
+from ..kinds.embedding import Embedding
 from ..layer import oialr_layers
 from ..linalg import orthogonalise
 
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MUON = {"nesterov": True, "ns_steps": 5}
 
 
@@ -176,7 +177,7 @@ def _not_for_muon(model: nn.Module) -> set[int]:
     get_output = getattr(model, "get_output_embeddings", None)
     modules: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     layers = oialr_layers(model).values()
-    modules += [layer for layer in layers if isinstance(layer.get_base_layer(), (nn.Embedding, *CONVOLUTIONS))]
+    modules += [layer for layer in layers if isinstance(layer.kind, (Conv, Embedding))]
     if callable(get_output) and isinstance(head := get_output(), nn.Module):
         modules.append(head)
     return {id(p) for module in modules for p in module.parameters()}

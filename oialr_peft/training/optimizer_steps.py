@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..missed_update import skipped_step
+
 
 class Around(Protocol):
     """What wants to be called right before each step of an optimizer, and right after it unless it was skipped."""
@@ -37,19 +39,10 @@ class _Steps:
 
     def _end(self, optimizer: torch.optim.Optimizer, *_) -> None:
         self.depth -= 1
-        if self.depth == 0 and not _skipped(optimizer):
+        if self.depth == 0 and not skipped_step(optimizer):
             self.total += 1
             for around in self.listening():
                 around.after_step(optimizer)
-
-
-def _skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a GradScaler had the optimizer find an overflow inside its step, as it does with fused ones.
-
-    The one value that is read back from the device, as the scaler itself reads it for all other optimizers.
-    """
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
 
 
 # One for each optimizer, for good: hooks that are removed while torch goes through them end the step with an error.

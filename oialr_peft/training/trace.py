@@ -68,7 +68,8 @@ _NEEDED = ("ranks", "changed", "seconds")  # of an update, in traces of every ve
 def _is_trace(path: Path) -> bool:
     """Whether a file is a trace, if only the beginning of its first line; also an empty one."""
     with suppress(OSError):
-        return path.stat().st_size == 0 or '"update_number"' in path.read_text(errors="replace")[:10_000]
+        with path.open("rb") as file:
+            return not (beginning := file.read(10_000)) or b'"update_number"' in beginning
     return True  # what cannot be read cannot be removed either
 
 

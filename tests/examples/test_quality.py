@@ -58,12 +58,14 @@ def test_a_sweep_runs_every_method_once_and_its_figures_add_up(data, tmp_path):
 
 
 def test_the_peers_train_by_adamw_and_hold_what_they_say(data, tmp_path):
-    methods = ("dense", "low_rank", "low_rank_frobenius", "relora", "merged_lora")
+    methods = ("dense", "low_rank", "low_rank_late", "low_rank_frobenius", "relora", "merged_lora")
     _, results = sweep(data, tmp_path, "--optimizer=adamw", "--methods", *methods)
     held = {name: found["held"] for name, found in results.items()}
     assert held["low_rank"] == held["low_rank_frobenius"] < held["dense"] < held["relora"] == held["merged_lora"]
+    assert held["low_rank_late"] == held["low_rank"]
+    assert results["low_rank_late"]["trained_at_once"] == held["dense"]  # at first
     assert results["relora"]["trained_in_second_half"] == results["low_rank"]["trained_in_second_half"]
-    assert len({found["validation"] for found in results.values()}) == 5  # no two are the same method
+    assert len({found["validation"] for found in results.values()}) == 6  # no two are the same method
     assert all(found["validation"] < 3.3 for found in results.values())
 
 
