@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, cast
 
@@ -25,36 +26,67 @@ def reads_weight(parent: nn.Module, child: str) -> bool:
     return child in _read_by(type(parent))
 
 
+def reaches(module: nn.Module, name: str) -> bool:
+    """Whether the code of `module` computes with the weight of a layer `name` that is not its own child, or hands the
+    layer on, as heads do that take a table of words from the body: DeBERTa's and Perceiver's."""
+    return _reaches(type(module), name)
+
+
 @cache
 def _read_by(cls: type) -> frozenset[str]:
-    """The names of the layers whose weights the methods of a class, its own or inherited, compute with."""
-    if cls.__module__.startswith("torch.") or cls is object:
-        return frozenset()
-    found = {name for base in cls.__bases__ for name in _read_by(base)}
-    for name, member in vars(cls).items():
-        method: Any = inspect.unwrap(cast(Any, member.fget if isinstance(member, property) else member))
-        code = getattr(method, "__code__", None)
-        if code and "weight" in code.co_names and not any(part in name for part in ("init", "reset", "tie")):
-            found |= _reads(method)
-    return frozenset(found)
+    return frozenset(name for nodes in _methods(cls, "weight") for name in _reads(nodes))
 
 
-def _reads(method: Any) -> set[str]:
+@cache
+def _reaches(cls: type, name: str) -> bool:
+    return any(name in _reached(nodes) for nodes in _methods(cls, name))
+
+
+def _methods(cls: type, word: str) -> Iterator[list[ast.AST]]:
+    """The code of the methods of a class, its own or inherited, that name an attribute; but for those that make it."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("torch.") or base is object:
+            continue
+        for name, member in vars(base).items():
+            method: Any = inspect.unwrap(cast(Any, member.fget if isinstance(member, property) else member))
+            code = getattr(method, "__code__", None)
+            if code and word in code.co_names and not any(part in name for part in ("init", "reset", "tie", "resize")):
+                yield _nodes(method)
+
+
+def _nodes(method: Any) -> list[ast.AST]:
     try:
-        nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(method)))))
+        return list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(method)))))
     except (OSError, SyntaxError):  # made at run time
-        return set()
+        return []
+
+
+def _reads(nodes: list[ast.AST]) -> set[str]:
+    """The names of own layers whose weight is loaded, but for looks at its dtype and the like."""
+    return {layer.attr for layer in _with_weight_loaded(nodes) if not isinstance(layer.value, ast.Attribute)}
+
+
+def _reached(nodes: list[ast.AST]) -> set[str]:
+    """The names of layers of layers whose weight is loaded, or which are arguments of a call."""
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    handed = [value for call in calls for value in (*call.args, *(keyword.value for keyword in call.keywords))]
+    layers = [*_with_weight_loaded(nodes), *(value for value in handed if isinstance(value, ast.Attribute))]
+    return {layer.attr for layer in layers if isinstance(layer.value, ast.Attribute)}
+
+
+def _with_weight_loaded(nodes: list[ast.AST]) -> list[ast.Attribute]:
+    """The `self.(...).layer` of all `self.(...).layer.weight` that the code computes with."""
     harmless: set[int] = set()
     for node in nodes:
         if isinstance(node, ast.Attribute) and node.attr in _ABOUT:
             harmless.add(id(node.value))
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "hasattr", "getattr"):
             harmless.update(id(argument) for argument in node.args)
-    return {
-        node.value.attr
+    return [
+        node.value
         for node in nodes
         if isinstance(node, ast.Attribute)
         and (node.attr, isinstance(node.ctx, ast.Load), id(node) in harmless) == ("weight", True, False)
         and isinstance(node.value, ast.Attribute)
-        and getattr(node.value.value, "id", "") == "self"
-    }
+        and (isinstance(node.value.value, ast.Attribute) or getattr(node.value.value, "id", "") == "self")
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -50,6 +50,25 @@ def checkpoint_files(given: dict[str, Any]) -> list[str] | None:
         return given[name]
     loading = (frame.f_locals.get(name) for frame in _callers() if frame.f_code.co_name == "from_pretrained")
     return next((files for files in loading if isinstance(files, list)), None)
+
+
+def leave_weights_alone(model: nn.Module) -> None:
+    """Have RWKV compute with its weights as they are: for inference it divides some of them in place, and multiplies
+    again for training, to keep float16 in range; a weight that an adapter replaces is not there to be divided."""
+    for module in model.modules():
+        if hasattr(module, "_rescale_layers") and getattr(module.config, "rescale_every", 0):
+            mode, module.training = module.training, True
+            cast(Any, module)._rescale_layers()  # back to what was loaded, if they are divided now
+            module.training = mode
+            cast(Any, module).config.rescale_every = 0
+
+
+def write_on_this_process(model: nn.Module) -> None:
+    """Have `save_pretrained` write wherever it is called: since transformers 5.23 it does so on rank 0 alone, which
+    need not be a process that trains this model, or that saves into this folder."""
+    for module in model.modules():
+        if hasattr(module, "should_save_on_this_rank"):
+            cast(Any, module).should_save_on_this_rank = lambda is_main_process: is_main_process
 
 
 def _callers() -> Iterator[FrameType]:

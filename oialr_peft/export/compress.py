@@ -16,7 +16,7 @@ from ..layer import OIALRLayer, adapted_weights, oialr_layers
 from ..plain import plain_tensors
 from ..weights import AdaptedWeight
 from .guard import is_compressed
-from .quantizer import CompressedQuantizer, shape_like
+from .quantizer import CompressedQuantizer, broken_tensors, shape_like
 from .record import CompressedConfig
 
 
@@ -52,7 +52,7 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
     shape_like(model, config)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
-    refuse_broken(model, tensors)
+    check_whole(model, tensors)
     model.config.quantization_config = config
     model.hf_quantizer = cast(Any, CompressedQuantizer(config))
     return model
@@ -77,14 +77,21 @@ def check_adapter(base: nn.Module) -> None:
         )
 
 
-def refuse_broken(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse a model with NaN among its tensors, or without values for one."""
-    if broken := [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.isnan().any()]:
+def check_whole(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse a model that has no place for one of the tensors, or without values for one, or with broken ones."""
+    state = model.state_dict()
+    if lost := [name for name in tensors if name not in state]:
         raise ValueError(
-            f"'{broken[0]}' holds NaN ({len(broken)} tensors do), so the model is not written. Go back to a "
-            "checkpoint from before the training diverged."
+            f"'{lost[0]}' ({len(lost)} tensors) was added to a {type(model).__name__}, which has no place for it when "
+            "it is made from its config, so a compressed model would be loaded without. Give the model a class of its "
+            "own that makes it, or save `merge_and_unload()` in your own way."
         )
-    if absent := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
+    if broken := broken_tensors(model):
+        raise ValueError(
+            f"'{broken[0]}' holds NaN or infinite values ({len(broken)} tensors do), so the model is not written. Go "
+            "back to a checkpoint from before the training diverged."
+        )
+    if absent := [name for name, tensor in state.items() if tensor.is_meta]:
         raise RuntimeError(f"{type(model).__name__}: no values were found for '{absent[0]}' ({len(absent)} tensors).")
 
 

@@ -9,7 +9,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from ..compat.diffusers_ import forget_config_field
 from .files import check_hashes
 from .guard import METHOD
-from .quantizer import as_dense, refuse_missing, refuse_nan, refuse_unclaimed, shape_like
+from .quantizer import as_dense, refuse_broken, refuse_missing, refuse_unclaimed, shape_like
 from .record import CompressedConfig
 
 
@@ -61,7 +61,7 @@ class CompressedDiffusersQuantizer(DiffusersQuantizer):
         return missing_keys
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        refuse_nan(model)
+        refuse_broken(model)
         model.is_quantized = False  # it trains, casts and takes adapters like any other
         model.register_to_config(quantization_config=self.quantization_config)
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..files import Draft, file_hash
 from ..layer import adapted_weights
 from ..workers.saving import one_writer
-from .compress import check_adapter, compressed, parts, refuse_broken
+from .compress import check_adapter, check_whole, compressed, parts
 from .diffusers_quantizer import CompressedDiffusersQuantizer, DiffusersRecord
 from .guard import METHOD
 from .quantizer import shape_like
@@ -78,7 +78,7 @@ def _compressed(base: Any) -> Any:
     model = model.to(base.dtype)
     shape_like(model, config)
     model.load_state_dict(tensors, strict=False, assign=True)
-    refuse_broken(model, tensors)
+    check_whole(model, tensors)
     model.register_to_config(quantization_config=config)
     model.hf_quantizer = CompressedDiffusersQuantizer(config)
     return model

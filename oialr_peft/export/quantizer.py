@@ -59,7 +59,7 @@ class CompressedQuantizer(HfQuantizer):
             tensors = {name: tensor for name, tensor in _needed(model).items() if not tensor.is_meta}
             unmarked = [name for name, tensor in tensors.items() if not hasattr(tensor, "_is_hf_initialized")]
             refuse_missing([name for name in unmarked if name not in self._of_other_shape])
-        refuse_nan(model)
+        refuse_broken(model)
         model.is_quantized = False  # type: ignore[assignment]  # it trains, casts and takes adapters like any other
         return model
 
@@ -180,14 +180,21 @@ def refuse_unclaimed(model: nn.Module, keys: Iterable[str]) -> None:
             )
 
 
-def refuse_nan(model: nn.Module) -> None:
-    """Refuse a model that holds NaN."""
-    for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and not tensor.is_meta and bool(torch.isnan(tensor).any()):
-            raise ValueError(
-                f"The tensor '{name}' of the compressed model holds NaN. The file is damaged, or training diverged; "
-                "take another checkpoint."
-            )
+def refuse_broken(model: nn.Module) -> None:
+    """Refuse a model that holds NaN or infinite values."""
+    if broken := broken_tensors(model):
+        raise ValueError(
+            f"The tensor '{broken[0]}' of the compressed model holds NaN or infinite values. The file is damaged, or "
+            "training diverged; take another checkpoint."
+        )
+
+
+def broken_tensors(model: nn.Module) -> list[str]:
+    """The parameters that are not finite and the buffers, in which a mask may be infinite, that hold NaN."""
+    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    filled = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
+    floats = {name: tensor for name, tensor in filled.items() if tensor.is_floating_point()}
+    return [n for n, t in floats.items() if bool((~t.isfinite() if n in trained else t.isnan()).any())]
 
 
 def _find(modules: dict[str, nn.Module], model: nn.Module, name: str) -> str | None:

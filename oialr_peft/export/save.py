@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..cards import write_card
 from ..compat.torch_ import with_child
+from ..compat.transformers_ import write_on_this_process
 from ..errors import OIALRWarning
 from ..files import Draft
 from ..training.processing import remembered_processing
@@ -54,7 +55,8 @@ def save_compressed(
     holds; then one rename makes it the new model's (publish.py), so a kill or a full disk leaves the old one or the
     new one. The card comes last.
 
-    Where FSDP2 shards the model all processes must call this; process 0 writes.
+    Where FSDP2 shards the model all processes must call this; process 0 writes. Else every process that calls it does,
+    one after the other where they name one folder; push from one of them.
 
     Args:
         model: a model of transformers with an OIALR adapter, a PEFT model around one, a SentenceTransformer, or a
@@ -105,6 +107,7 @@ def save_compressed(
 def _save(small: Any, folder: Path, processing: Any) -> list[str]:
     """The names of the files that were written."""
     with Draft(folder) as draft:
+        write_on_this_process(small)
         small.save_pretrained(str(draft.path))
         if processing is not None:
             processing.save_pretrained(draft.path)

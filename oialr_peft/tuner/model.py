@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 
 from ..compat.peft_ import is_excluded
 from ..compat.reads import reads_weight
+from ..compat.transformers_ import leave_weights_alone
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
-from ..kinds import Kind, MultiheadAttention, TakenApart, has_parts, kind_of, leave_fast_path, take_apart
+from ..kinds import Kind, MultiheadAttention, has_parts, kind_of, leave_fast_path, take_apart
 from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
@@ -83,8 +84,7 @@ class OIALRModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
-        layers = oialr_layers(self.model)
-        refuse_to_merge_shared({name: layers[name] for name in adapted_weights(self.model)})
+        refuse_to_merge_shared(self.model)
 
     def disable_adapter_layers(self) -> None:
         self._check_base_is_intact("disabling the adapter")
@@ -126,6 +126,7 @@ class OIALRModel(BaseTuner):
             found = BaseTuner._check_target_module_exists(probe, name)
             return None if is_excluded(found) else bool(found)
 
+        leave_weights_alone(model)
         self.selection = choose_targets(model, peft_config, matches)
         for message in remarks(model, self.selection, peft_config):
             warnings.warn(message, OIALRWarning, stacklevel=2)
@@ -175,8 +176,8 @@ class OIALRModel(BaseTuner):
         self._progress.update()
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, TakenApart):
-            setattr(parent, child_name, new_module)  # PEFT's would look for the one weight of the child
+        if not hasattr(child, "weight"):  # attention in parts, a head of several layers: PEFT's looks for one
+            setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
 

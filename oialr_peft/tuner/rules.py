@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from ..compat.reads import reaches
 from ..compat.torch_ import is_offloaded
 from ..config import RESIDUAL_RANK, OIALRConfig
 from ..kinds import (
@@ -28,7 +29,7 @@ from ..kinds import (
     plain_weight,
     unsupported_reason,
 )
-from ..layer import OIALRLayer
+from ..layer import OIALRLayer, adapted_weights, oialr_layers
 from ..linalg import factored_size
 
 
@@ -158,16 +159,15 @@ def refuse_adapter_names(names: Sequence[str] | None) -> contextlib.AbstractCont
     return contextlib.nullcontext()
 
 
-def refuse_to_merge_shared(layers: Mapping[str, OIALRLayer]) -> None:
-    """Refuse to put two weights in the place of one that two layers share: neither would be right."""
-    first: dict[int, str] = {}
-    for name, layer in layers.items():
-        other = first.setdefault(id(layer.base_weight), name)
-        if other != name:
+def refuse_to_merge_shared(model: nn.Module) -> None:
+    """Refuse to put an adapter's weight in the place of one that others of the model share: it would be theirs too."""
+    layers, uses = oialr_layers(model), uses_of(model)
+    for name in adapted_weights(model):
+        if is_tied(layers[name], uses):
             raise ValueError(
-                f"'{other}' and '{name}' share one weight, and each has one of its own from an adapter, so they can't "
-                "be merged. `save_compressed` writes both where they replace it; to merge, leave one of them out with "
-                "`exclude_modules`, or load the base model with `tie_word_embeddings=False`."
+                f"The weight of '{name}' is tied to another's, and the adapter has one of its own for it, so the two "
+                "can't be merged. `save_compressed` writes both where the adapter replaces it; to merge, load the "
+                "base model with `tie_word_embeddings=False`, or leave the tied layers out with `exclude_modules`."
             )
 
 
@@ -196,17 +196,19 @@ def pointless_reason(name: str, layer: nn.Module, config: OIALRConfig) -> str | 
     return None
 
 
-def direct_reader(modules: dict[str, nn.Module], name: str, chosen: list[str]) -> str | None:
-    """The kind of parent that would read a layer's weight instead of calling it, past an adapter.
+def direct_reader(model: nn.Module, name: str, chosen: list[str]) -> str | None:
+    """The class that would read a layer's weight instead of calling it, past an adapter.
 
     nn.MultiheadAttention does so with its output projection; nn.TransformerEncoderLayer in eval with its linear
-    layers, unless its attention is taken apart too.
+    layers, unless its attention is taken apart too; heads of some models with the table of words.
     """
-    parent_name = name.rpartition(".")[0]
-    parent = modules.get(parent_name)
+    parent_name, _, last = name.rpartition(".")
+    parent, layer = model.get_submodule(parent_name), model.get_submodule(name)
     if isinstance(parent, nn.TransformerEncoderLayer):
         called = isinstance(parent.self_attn, MultiheadAttention) or f"{parent_name}.self_attn" in chosen
-        return None if called or modules[name] is parent.self_attn else type(parent).__name__
+        return None if called or layer is parent.self_attn else type(parent).__name__
+    if isinstance(getattr(layer, "base_layer", layer), nn.Embedding):
+        return next((type(module).__name__ for module in model.modules() if reaches(module, last)), None)
     return type(parent).__name__ if isinstance(parent, nn.MultiheadAttention) else None
 
 

@@ -134,8 +134,8 @@ def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: M
             selection.skipped[name] = "excluded by the config"
         elif not matched:
             selection.skipped[name] = "not among `layers_to_transform`"
-        elif reader := direct_reader(modules, name, selection.chosen):
-            selection.skipped[name] = f"inside nn.{reader}, which reads its weight directly"
+        elif reader := direct_reader(model, name, selection.chosen):
+            selection.skipped[name] = f"{reader} reads its weight directly"
         elif not reason and (pointless := pointless_reason(name, layer, config)):
             selection.skipped[name] = pointless
         else:
@@ -150,11 +150,11 @@ def _named(model: nn.Module, modules: Modules, config: OIALRConfig, matches: Mat
     uses = uses_of(model)
     occurrences = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for name in selection.chosen:
-        if reader := direct_reader(modules, name, selection.chosen):
+        if reader := direct_reader(model, name, selection.chosen):
             raise ValueError(
-                f"Target module '{name}' is part of an nn.{reader}, which reads the weight directly and would not see "
-                "the adapter. Name the attention module itself as a target too, or leave this one out with "
-                "`exclude_modules`."
+                f"The weight of target module '{name}' is read directly by {reader}, which would not see the adapter. "
+                "Leave it out with `exclude_modules`; in torch's attention and encoder layers you can name the "
+                "attention module itself as a target too."
             )
         if occurrences[id(modules[name])] > 1:
             raise ValueError(

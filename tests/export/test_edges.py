@@ -202,3 +202,44 @@ def test_a_head_of_another_size_is_made_anew_where_that_is_asked_for(tmp_path):
     torch.testing.assert_close(other.bert(tokens()).last_hidden_state, expected)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         load(tmp_path / "model", num_labels=7)
+
+
+def with_bias_on_the_head(model):
+    model.lm_head = nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+    return "lm_head.bias"
+
+
+def with_bias_on_a_projection(model):
+    first = model.model.layers[0].self_attn
+    first.q_proj = nn.Linear(first.q_proj.in_features, first.q_proj.out_features)
+    return "layers.0.self_attn.q_proj.up.bias"
+
+
+def with_a_parameter_of_its_own(model):
+    model.scale = nn.Parameter(torch.ones(3))
+    return "scale"
+
+
+@pytest.mark.parametrize("add", [with_bias_on_the_head, with_bias_on_a_projection, with_a_parameter_of_its_own])
+def test_what_the_class_has_no_place_for_is_refused_and_not_left_out(add, tmp_path):
+    (tmp_path / "mine").touch()
+    model = tiny_llama()
+    name = add(model)
+    with pytest.raises(ValueError, match=rf"{name}' .* was added to a LlamaForCausalLM"):
+        compressed(model, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("train_rest", [False, True])
+def test_values_that_are_infinite_are_neither_written_nor_loaded(train_rest, tmp_path):
+    model = compressed(tiny_llama(), tmp_path, train_rest=train_rest)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("inf")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    edit_record(tmp_path, files=None)
+    with pytest.raises(ValueError, match=r"'model.norm.weight' of the compressed model holds NaN or infinite"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.get_base_model().model.norm.weight[0] = float("inf")
+    with pytest.raises(ValueError, match=r"norm.weight' holds NaN or infinite values"):
+        save_compressed(model, tmp_path)

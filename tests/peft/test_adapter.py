@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from peft import PeftType, get_model_status, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
@@ -275,3 +276,17 @@ def test_the_error_of_initialisation_is_reported_and_logged(init, largest, caplo
     assert error < largest
     assert "factorised 1 layers in" in caplog.text
     assert f"init='{init}'" in caplog.text
+
+
+@pytest.mark.parametrize("head", ["RobertaForSequenceClassification", "ElectraForSequenceClassification"])
+def test_a_model_whose_saved_head_is_several_layers_is_merged(head):
+    config = getattr(transformers, head).config_class(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, pad_token_id=1,
+    )  # fmt: skip
+    model = get_peft_model(getattr(transformers, head)(config), OIALRConfig(task_type="SEQ_CLS", r=0.25)).eval()
+    tokens = torch.arange(2, 10).reshape(1, 8)
+    with torch.no_grad():
+        model.base_model.model.classifier.modules_to_save["default"].dense.weight.mul_(2)
+        expected = model(tokens).logits
+        torch.testing.assert_close(model.merge_and_unload()(tokens).logits, expected)

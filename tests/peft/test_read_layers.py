@@ -106,3 +106,36 @@ def test_only_what_a_layer_lacks_comes_from_its_base():
         _ = layer.strid
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(wrapped()))):
         assert twin.stride == (2, 2)
+
+
+def tiny_deberta():
+    """The head of words is handed the table of the body."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.DebertaV2Config(vocab_size=64, max_position_embeddings=32, legacy=False, **sizes)
+    return transformers.DebertaV2ForMaskedLM(config).eval()
+
+
+def test_a_table_that_another_module_reads_is_left_alone_or_refused_by_name():
+    selection = get_peft_model(tiny_deberta(), OIALRConfig(embeddings=True)).base_model.selection
+    assert "DebertaV2ForMaskedLM reads its weight" in selection.skipped["deberta.embeddings.word_embeddings"]
+    assert "deberta.embeddings.position_embeddings" in selection.chosen
+    with pytest.raises(ValueError, match="word_embeddings' is read directly by DebertaV2ForMaskedLM"):
+        get_peft_model(tiny_deberta(), OIALRConfig(target_modules=["word_embeddings"]))
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"keep_base_weights": False}, {"residual": True, "r": 4}])
+def test_rwkv_which_divides_its_weights_for_inference_computes_with_the_adapters(evaluated, settings):
+    torch.manual_seed(0)
+    config = transformers.RwkvConfig(
+        vocab_size=64, hidden_size=32, attention_hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        context_length=16, rescale_every=2,
+    )  # fmt: skip
+    base, tokens = transformers.RwkvForCausalLM(config), torch.arange(8).reshape(1, 8)
+    with torch.no_grad():
+        expected = copy.deepcopy(base).eval()(tokens).logits
+        if evaluated:
+            base.eval()(tokens)
+        model = get_peft_model(base, OIALRConfig(**settings))
+        for mode in (model.train(), model.eval(), model.merge_and_unload().eval()):
+            torch.testing.assert_close(mode(tokens).logits, expected, rtol=2e-3, atol=2e-3)
