@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from zipfile import is_zipfile
 
 from ..files import read_header
 
@@ -34,6 +35,8 @@ def _is_complete(folder: Path) -> bool:
         for file in weights:
             if file.suffix == ".safetensors":
                 read_header(file)
+        if not all(map(is_zipfile, [*folder.glob("*.pt"), *folder.glob("*.pth")])):  # as torch.save writes them
+            return False
         state = json.loads((folder / "trainer_state.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return False

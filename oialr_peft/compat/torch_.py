@@ -48,6 +48,18 @@ def run_eagerly() -> contextlib.AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
+def holds_back_gradients(module: Any) -> bool:
+    """Whether a module of FSDP2 keeps gradients that are not reduced yet, its synchronisation being switched off; no
+    parameter has them as `grad`. A module has one group of parameters in torch 2.11. Can go once FSDP2 tells it."""
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    for param in (param for group in groups if group is not None for param in group.fsdp_params):
+        whole = getattr(param, "_unsharded_param", None)
+        if param.unsharded_accumulated_grad is not None or getattr(whole, "grad", None) is not None:
+            return True
+    return False
+
+
 def set_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
     """Set a parameter of a module past `register_parameter`.
 

@@ -61,6 +61,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
                 "(CUDA_VISIBLE_DEVICES=0)."
             )
         model, progress = kwargs["model"], self._progress_of(kwargs["model"], state)
+        _refuse_best_of_another_name(args, model)
         total = progress["steps"] + state.max_steps - state.global_step
         self.updater = OIALRUpdater(model, kwargs["optimizer"], total_steps=total, check=self.check)
         self.updater.load_state_dict(progress)
@@ -112,9 +113,14 @@ class OIALRCallback(TrainerCallback, ExportableState):
             fsdp_modules(model)  # so that cores are what they were at the start
             cores = (weight.core for weight in adapted_weights(model).values())
             known = self._core is not None and next(cores, None) is self._core()
-            return self.progress if known else {"steps": 0}
+            return self.progress if known and not self._starts_over(model) else {"steps": 0}
         saved = state.stateful_callbacks.get(type(self).__name__)
         return progress_in(saved) if saved else {"steps": state.global_step}
+
+    def _starts_over(self, model: Any) -> bool:
+        """Whether the model is dense again: its first state was loaded, for another fold perhaps."""
+        factored = any(weight.is_factored for weight in adapted_weights(model).values())
+        return not factored and any(rank is not None for rank in self._ranks.values())
 
     def _log(self, report: UpdateReport, args: Any, state: Any, control: Any) -> None:
         """To the trace, the Trainer's history and its trackers as numbers; to the console as one line of words."""
@@ -129,3 +135,14 @@ class OIALRCallback(TrainerCallback, ExportableState):
             trackers.callbacks = [callback for callback in handler.callbacks if not isinstance(callback, console)]
             # Not its `on_log`, which would mark the Trainer's own log of this step as done.
             trackers.call_event("on_log", args, state, control, logs=logs)
+
+
+def _refuse_best_of_another_name(args: Any, model: Any) -> None:
+    """The Trainer looks for the best adapter in the checkpoint itself, where PEFT saves that of one name alone."""
+    names = {weight.adapter for weight in adapted_weights(model).values()} - {"default"}
+    if names and getattr(args, "load_best_model_at_end", False):
+        raise ValueError(
+            f"`load_best_model_at_end` brings back the adapter 'default' alone, and '{names.pop()}' trains: at the "
+            "end the model would be the last one, or have another's weights. Name the adapter 'default', or set it to "
+            "False and load the best with `model.load_adapter(checkpoint/NAME, NAME)`."
+        )

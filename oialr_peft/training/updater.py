@@ -17,9 +17,9 @@ from ..policy import whole_steps
 from ..tuner.find import config_of, shared_fields
 from ..update import update_bases
 from ..update_report import UpdateReport
-from ..workers.check import digest
+from ..workers.check import digests
 from ..workers.parallel import Parallel
-from ..workers.sharding import fsdp_modules, full_tensor, is_sharded
+from ..workers.sharding import fsdp_modules, is_sharded
 from . import ending, notices, target
 from .averages import Averages
 from .optimizer_checks import check_optimizer
@@ -68,7 +68,7 @@ class OIALRUpdater:
         self.total_steps, self.check = whole_steps(total_steps), check
         self.weights = adapted_weights(model)
         self.optimizer = optimizer
-        self.steps = 0
+        self.steps, self._first = 0, True
         self._warned: set[str] = set()
         error: Exception | None = None
         try:
@@ -111,19 +111,8 @@ class OIALRUpdater:
         """What must be the same on all processes."""
         facts = shared_fields(getattr(self, "config", None))
         ranks = {name: weight.rank for name, weight in self.weights.items()}
-        return {**facts, "the layers and ranks": ranks, "the count of steps": self.steps}
-
-    def _digests(self) -> dict[str, Any]:
-        """What the layers hold after an update, moments included, for comparison between processes."""
-        digests = {}
-        for name, weight in self.weights.items():
-            factors = [factor for factor in weight.full_factors if factor is not None]
-            state = self.carrier.optimizer.state.get(weight.core) or {}
-            moments = [full_tensor(value) for _, value in sorted(state.items()) if isinstance(value, torch.Tensor)]
-            where = f"after the update at step {self.steps}"
-            digests[f"'{name}' {where}"] = {"rank": weight.rank, "factors": digest(factors)}
-            digests[f"the moments of '{name}' {where}"] = digest(moments)
-        return digests
+        steps = {"the count of steps": self.steps, "`total_steps`": self.total_steps}
+        return {**facts, "the layers and ranks": ranks, **steps}
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: weight.core for name, weight in self.weights.items()}
@@ -139,6 +128,8 @@ class OIALRUpdater:
         numbers = map(self.policies.schedule.update_number, range(self.steps + 1, self.steps + taken + 1))
         number = max((number for number in numbers if number is not None), default=None)
         self.steps += taken
+        if number is None and self._is_late():
+            number = self.policies.schedule.update_number(self.policies.schedule.last_by(self.steps))
         if number is not None and not self._steps_taken.trained:
             number = None
             self._warn({"left out": notices.left_out(self.weights)})
@@ -147,6 +138,13 @@ class OIALRUpdater:
         report = None if number is None else self._update(number, taken)
         self._look_ahead()
         return report
+
+    def _is_late(self) -> bool:
+        """Whether all layers are dense after the step of their factorisation, as in a run that is resumed with another
+        length; asked after the first step, since those that no SVD can be had of stay dense for longer."""
+        first, self._first = self._first, False
+        late = self.steps > self.policies.schedule.first and self.policies.settling is None
+        return first and late and not any(weight.is_factored for weight in self.weights.values())
 
     def _look_ahead(self) -> None:
         ends = self.total_steps is not None and self.steps >= self.total_steps
@@ -169,7 +167,7 @@ class OIALRUpdater:
         if report.factorised or report.changed:
             self.parallel.after_update()
         if self.check:
-            workers.require_equal(self._digests())
+            workers.require_equal(digests(self.weights, self.carrier.optimizer, self.steps))
         unseen = notices.unseen(report, [name for name in awaited if name not in self._seen.found])
         self._warn({"large drop": notices.large_drop(report, self.config), "unseen": unseen})
         return report
@@ -184,8 +182,8 @@ class OIALRUpdater:
         if self._steps_taken.any or self._gradients.came:
             self._gradients.end()
             return taken
-        if any(p.grad is not None for p in self._parameters().values()):
-            return 0
+        if self.parallel.sharded or any(p.grad is not None for p in self._parameters().values()):
+            return 0  # FSDP2 keeps the gradients of a window to itself
         self._warn({"no steps": notices.no_steps(type(self.carrier.optimizer).__name__)})
         return 1
 

@@ -205,7 +205,8 @@ def direct_reader(model: nn.Module, name: str, chosen: list[str]) -> str | None:
     parent_name, _, last = name.rpartition(".")
     parent, layer = model.get_submodule(parent_name), model.get_submodule(name)
     if isinstance(parent, nn.TransformerEncoderLayer):
-        called = isinstance(parent.self_attn, MultiheadAttention) or f"{parent_name}.self_attn" in chosen
+        attention = f"{parent_name}.self_attn".removeprefix(".")
+        called = isinstance(parent.self_attn, MultiheadAttention) or attention in chosen
         return None if called or layer is parent.self_attn else type(parent).__name__
     if isinstance(getattr(layer, "base_layer", layer), nn.Embedding):
         return next((type(module).__name__ for module in model.modules() if reaches(module, last)), None)

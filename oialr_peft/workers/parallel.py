@@ -7,18 +7,21 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..compat.ddp import DdpReducer
-from .group import Workers
+from ..compat.torch_ import holds_back_gradients
+from .group import Workers, collective_device
 from .sharding import fsdp_modules, is_sharded
 from .support import refuse_unsupported
 
 
 _START = timedelta(seconds=20)
+BASES = ("oialr_u", "oialr_vh")  # what marks the names of their buffers
 
 
 class Parallel:
@@ -51,7 +54,7 @@ class Parallel:
         self._fsdp = fsdp_modules(model)
         self.sharded = any(map(is_sharded, parameters.values()))
         self.reducer: DdpReducer | None = None
-        self._begun = False
+        self._begun, self._model = False, weakref.ref(model)
         self._workers = _workers(model, parameters)
         try:
             if error is None and (self._fsdp or self._workers is None or self._workers.size > 1):
@@ -77,7 +80,17 @@ class Parallel:
         return self._workers
 
     def before_update(self) -> None:
-        """Bring the parameters into the state that an update needs, on all processes."""
+        """Bring the parameters into the state that an update needs, on all processes.
+
+        Raises:
+            RuntimeError: FSDP2 holds gradients that could not move with the bases.
+        """
+        if any(map(holds_back_gradients, self._fsdp)):
+            raise RuntimeError(
+                "An OIALR update came due inside a window of accumulation, of which FSDP2 keeps the gradients to "
+                "itself (`set_requires_gradient_sync(False)`), so they could not move with the bases. Call "
+                "`updater.step()` once for each `optimizer.step()`, right after it."
+            )
         for module in self._fsdp:
             module.reshard()
         self._begin()
@@ -100,9 +113,7 @@ class Parallel:
             weakref.finalize(self, handle.remove)
         else:
             begin = weakref.WeakMethod(self._begin)
-            self.reducer = DdpReducer(
-                model, self.parameters, ("oialr_u", "oialr_vh"), lambda: (go := begin()) and go()
-            )
+            self.reducer = DdpReducer(model, self.parameters, BASES, lambda: (go := begin()) and go())
 
     def _begin(self) -> None:
         """Agree, once, before the first forward in training: ranks and steps may have been loaded meanwhile."""
@@ -110,6 +121,18 @@ class Parallel:
             self._begun = True
             self.workers.require_equal(self.facts())
             self.workers.introduce()
+            if self.sharded and (model := self._model()) is not None:
+                self._share_bases(model)
+
+    @torch.no_grad()
+    def _share_bases(self, model: nn.Module) -> None:
+        """Those of process 0 on all: each has made its own, whose signs are free, and FSDP2 shares no buffers."""
+        group: Any = self.workers.group
+        for name, buffer in model.named_buffers():
+            if any(mark in name for mark in BASES):
+                sent = buffer.to(collective_device(group)).contiguous()
+                dist.broadcast(sent, group=group, group_src=0)
+                buffer.copy_(sent)
 
 
 def _workers(model: nn.Module, parameters: dict[str, nn.Parameter]) -> Workers | None:

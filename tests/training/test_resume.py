@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRWarning
 from oialr_peft.checkpoint import last_complete_checkpoint
+from oialr_peft.layer import adapted_weights
+from tests.conftest import tiny_llama
 from tests.training.runs import dataset, losses, snapshot, trainer
 
 
@@ -234,3 +237,46 @@ def test_a_disk_that_fills_up_while_saving_costs_one_checkpoint(tmp_path, monkey
     again.train(resume_from_checkpoint=last_complete_checkpoint(folder))
     for name, value in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
+
+
+def test_a_run_that_is_resumed_past_its_delay_is_factorised_at_once(tmp_path):
+    """Its delay was half of a longer run, and the next update would come after the end."""
+    settings = {"delay": 0.5, "update_interval": 30}
+    trainer(tmp_path, settings, save_strategy="steps", save_steps=16, max_steps=40).train()
+    shorter = trainer(tmp_path / "b", settings, max_steps=24)
+    shorter.train(resume_from_checkpoint=tmp_path / "checkpoint-16")
+    assert all(weight.is_factored for weight in adapted_weights(shorter.model).values())
+    updates = [entry["step"] for entry in shorter.state.log_history if "oialr/mean_rank" in entry]
+    assert updates == [17]
+
+
+def test_a_callback_counts_anew_for_a_model_whose_first_state_was_loaded(tmp_path):
+    run = trainer(tmp_path, max_steps=12)
+    first = {name: value.clone() for name, value in run.model.state_dict().items()}
+    for _ in range(2):
+        run.model.load_state_dict(first)
+        run.optimizer = run.lr_scheduler = None
+        run.train()
+        assert [entry["step"] for entry in run.state.log_history if "oialr/mean_rank" in entry] == [6, 10]
+
+
+def test_the_best_of_an_adapter_that_the_trainer_would_not_find_is_refused_before_the_first_step(tmp_path):
+    model = get_peft_model(tiny_llama(), OIALRConfig(), adapter_name="mine")
+    run = trainer(
+        tmp_path, model=model, load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps",
+        eval_steps=4, save_steps=4, eval_dataset=dataset(4),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="brings back the adapter 'default' alone, and 'mine' trains"):
+        run.train()
+    assert run.state.global_step == 0
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_checkpoint_with_a_state_that_was_cut_off_is_passed_over(file, left, tmp_path):
+    trainer(tmp_path, max_steps=8, save_strategy="steps", save_steps=4).train()
+    whole = (tmp_path / "checkpoint-8" / file).read_bytes()
+    (tmp_path / "checkpoint-8" / file).write_bytes(whole[:left])
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-8" / file).write_bytes(whole)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
