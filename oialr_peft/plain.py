@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from .compat.peft_ import AuxiliaryTrainingWrapper
 from .layer import OIALRLayer, adapted_weights, oialr_layers
 from .units import beginnings, short
 from .weights import AdaptedWeight

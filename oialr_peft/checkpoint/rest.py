@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ..compat.peft_ import AuxiliaryTrainingWrapper
 from ..compat.torch_ import BatchNorm
 from ..layer import OIALRLayer
 from ..units import beginnings

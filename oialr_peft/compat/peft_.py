@@ -7,9 +7,17 @@ from typing import Any
 from peft import PeftType
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_adapters_to_merge
+from peft.utils.other import AuxiliaryTrainingWrapper
 
 
-__all__ = ["BufferDict", "check_adapters_to_merge", "include_all_linear_layers", "is_excluded", "method_member"]
+__all__ = [
+    "AuxiliaryTrainingWrapper",
+    "BufferDict",
+    "check_adapters_to_merge",
+    "include_all_linear_layers",
+    "is_excluded",
+    "method_member",
+]
 
 
 def include_all_linear_layers(config: Any, model: Any) -> None:

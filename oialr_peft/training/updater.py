@@ -68,7 +68,7 @@ class OIALRUpdater:
         self.total_steps, self.check = whole_steps(total_steps), check
         self.weights = adapted_weights(model)
         self.optimizer = optimizer
-        self.steps, self._first = 0, True
+        self.steps, self._fresh = 0, True
         self._warned: set[str] = set()
         error: Exception | None = None
         try:
@@ -142,9 +142,9 @@ class OIALRUpdater:
     def _is_late(self) -> bool:
         """Whether all layers are dense after the step of their factorisation, as in a run that is resumed with another
         length; asked after the first step, since those that no SVD can be had of stay dense for longer."""
-        first, self._first = self._first, False
+        fresh, self._fresh = self._fresh, False
         late = self.steps > self.policies.schedule.first and self.policies.settling is None
-        return first and late and not any(weight.is_factored for weight in self.weights.values())
+        return fresh and late and not any(weight.is_factored for weight in self.weights.values())
 
     def _look_ahead(self) -> None:
         ends = self.total_steps is not None and self.steps >= self.total_steps

@@ -12,12 +12,12 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..compat.peft_ import is_excluded
+from ..compat.peft_ import AuxiliaryTrainingWrapper, is_excluded
 from ..compat.reads import reads_weight
 from ..compat.transformers_ import leave_weights_alone
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
-from ..kinds import Kind, MultiheadAttention, has_parts, kind_of, leave_fast_path, take_apart
+from ..kinds import Kind, MultiheadAttention, TakenApart, has_parts, kind_of, leave_fast_path, take_apart
 from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
@@ -176,8 +176,8 @@ class OIALRModel(BaseTuner):
         self._progress.update()
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if not hasattr(child, "weight"):  # attention in parts, a head of several layers: PEFT's looks for one
-            setattr(parent, child_name, new_module)
+        if isinstance(child, (TakenApart, AuxiliaryTrainingWrapper)):
+            setattr(parent, child_name, new_module)  # PEFT's would look for the one weight of the child
         else:
             super()._replace_module(parent, child_name, new_module, child)
 
