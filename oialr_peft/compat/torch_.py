@@ -38,6 +38,27 @@ def padded(conv: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
     return F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), 0
 
 
+class _Eagerly:
+    """The process's stance on torch.compile, which the first that enters takes and the last that leaves gives back:
+    they need not leave in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._inside, self._stance = 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        if not self._inside:
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        self._inside += 1
+
+    def __exit__(self, *_: Any) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._stance.close()
+
+
+_EAGERLY = _Eagerly()
+
+
 def run_eagerly() -> contextlib.AbstractContextManager[Any]:
     """While it lasts what torch.compile made runs uncompiled; nothing where nobody compiles.
 
@@ -45,7 +66,7 @@ def run_eagerly() -> contextlib.AbstractContextManager[Any]:
     """
     if "torch._dynamo" not in sys.modules:  # importing it takes longer than such a step
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    return _EAGERLY
 
 
 def holds_back_gradients(module: Any) -> bool:

@@ -242,7 +242,7 @@ def test_a_second_adapter_and_ranks_by_pattern():
 
 def test_the_output_projection_alone_is_refused_and_the_attention_named():
     model = Wrapped(attention())
-    with pytest.raises(ValueError, match="Name the attention module itself"):
+    with pytest.raises(ValueError, match="name the attention module itself"):
         get_peft_model(model, OIALRConfig(target_modules=["out_proj"]))
     both = get_peft_model(model, OIALRConfig(target_modules=["layer", "out_proj"]))
     assert len(both.base_model.ranks()) == 4

@@ -1,6 +1,7 @@
 """`activation_aware`: what a layer is taken to a given rank by is what its outputs were in the step before."""
 
 import copy
+import gc
 import pickle
 import warnings
 
@@ -149,7 +150,23 @@ def test_a_compiled_model_is_compiled_as_often_as_without_looking():
     assert last.frame_count == 1  # nothing stays uncompiled
 
 
+def test_updaters_that_look_at_a_time_leave_nothing_uncompiled_in_whatever_order_they_end():
+    gc.collect()  # updaters of other tests
+    updaters = []
+    for _ in range(2):
+        model = adapt(nn.Linear(12, 16), delay=2, r=0.5)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        updaters.append(OIALRUpdater(model, optimizer))
+        step(model, torch.randn(5, 12), optimizer, updaters[-1])
+    assert eval_frame._stance.stance == "force_eager"
+    updaters[0].close()
+    assert eval_frame._stance.stance == "force_eager"
+    updaters[1].close()
+    assert eval_frame._stance.stance == "default"
+
+
 def test_a_run_that_ends_before_an_update_leaves_the_users_stance():
+    gc.collect()
     torch.compiler.set_stance("eager_on_recompile")
     try:
         model = adapt(nn.Linear(12, 16), delay=3, r=0.5)
