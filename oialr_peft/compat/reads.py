@@ -23,35 +23,34 @@ def reads_weight(parent: nn.Module, child: str) -> bool:
     Found in the source of its class: WavLM hands the weights of its projections to a function of torch, Mamba to its
     kernels. Looks at its dtype, as T5's, do not count, nor does initialisation.
     """
-    return child in _read_by(type(parent))
+    return any(child in _read_in(cls) for cls in type(parent).__mro__)
 
 
 def reaches(module: nn.Module, name: str) -> bool:
     """Whether the code of `module` computes with the weight of a layer `name` that is not its own child, or hands the
     layer on, as heads do that take a table of words from the body: DeBERTa's and Perceiver's."""
-    return _reaches(type(module), name)
+    return any(_reached_in(cls, name) for cls in type(module).__mro__)
 
 
 @cache
-def _read_by(cls: type) -> frozenset[str]:
+def _read_in(cls: type) -> frozenset[str]:
     return frozenset(name for nodes in _methods(cls, "weight") for name in _reads(nodes))
 
 
 @cache
-def _reaches(cls: type, name: str) -> bool:
+def _reached_in(cls: type, name: str) -> bool:
     return any(name in _reached(nodes) for nodes in _methods(cls, name))
 
 
 def _methods(cls: type, word: str) -> Iterator[list[ast.AST]]:
-    """The code of the methods of a class, its own or inherited, that name an attribute; but for those that make it."""
-    for base in cls.__mro__:
-        if base.__module__.startswith("torch.") or base is object:
-            continue
-        for name, member in vars(base).items():
-            method: Any = inspect.unwrap(cast(Any, member.fget if isinstance(member, property) else member))
-            code = getattr(method, "__code__", None)
-            if code and word in code.co_names and not any(part in name for part in ("init", "reset", "tie", "resize")):
-                yield _nodes(method)
+    """The code of a class's own methods that name an attribute; but for those that make it."""
+    if cls.__module__.startswith("torch.") or cls is object:
+        return
+    for name, member in vars(cls).items():
+        method: Any = inspect.unwrap(cast(Any, member.fget if isinstance(member, property) else member))
+        code = getattr(method, "__code__", None)
+        if code and word in code.co_names and not any(part in name for part in ("init", "reset", "tie", "resize")):
+            yield _nodes(method)
 
 
 def _nodes(method: Any) -> list[ast.AST]:

@@ -137,5 +137,5 @@ def test_rwkv_which_divides_its_weights_for_inference_computes_with_the_adapters
         if evaluated:
             base.eval()(tokens)
         model = get_peft_model(base, OIALRConfig(**settings))
-        for mode in (model.train(), model.eval(), model.merge_and_unload().eval()):
-            torch.testing.assert_close(mode(tokens).logits, expected, rtol=2e-3, atol=2e-3)
+        for turned in (model.train, model.eval, lambda: model.merge_and_unload().eval()):  # each before the next
+            torch.testing.assert_close(turned()(tokens).logits, expected, rtol=2e-3, atol=2e-3)

@@ -250,7 +250,7 @@ def test_a_weight_that_another_layer_shares_is_not_merged_into(names, settings):
     model = get_peft_model(base, OIALRConfig(target_modules=names, init_weights=False, **settings))
     before = {name: t.clone() for name, t in model.state_dict().items()}
     for merge in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(ValueError, match=rf"weight of '.*{names[-1]}|{names[0]}' is tied to another's"):
+        with pytest.raises(ValueError, match=r"weight of '(model.embed_tokens|lm_head)' is tied to another's"):
             merge()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 

@@ -1,6 +1,5 @@
 """Run by torchrun: one fault after the other on one of two processes, and what each process then says."""
 
-import json
 import warnings
 
 import torch
@@ -12,7 +11,7 @@ import oialr_peft.update
 from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.linalg import decompose
 from tests.conftest import MLP
-from tests.workers.launch import leave
+from tests.workers.launch import leave, tell_outcomes
 
 
 def config(**changes) -> OIALRConfig:
@@ -206,20 +205,7 @@ FAULTS = (
 )
 
 
-def outcome_of(fault) -> list[dict]:
-    """What every process returned or raised; all must come to this point, or the run hangs."""
-    try:
-        outcome = fault()
-    except Exception as error:
-        outcome = {"error": str(error)}
-    outcomes: list[dict] = [{}] * dist.get_world_size()
-    dist.all_gather_object(outcomes, outcome)
-    return outcomes
-
-
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    everything = {fault.__name__: outcome_of(fault) for fault in FAULTS}
-    if dist.get_rank() == 0:
-        print("RESULTS " + json.dumps(everything), flush=True)
+    tell_outcomes(FAULTS)
     leave()

@@ -1,6 +1,5 @@
 """Run by torchrun on four processes: models of two processes each, what is sent, a policy that sees all layers."""
 
-import json
 import sys
 import time
 from datetime import timedelta
@@ -18,8 +17,7 @@ from oialr_peft.layer import adapted_weights
 from oialr_peft.plain import model_size
 from oialr_peft.workers.plan import svd_cost
 from tests.conftest import MLP, tiny_llama
-from tests.workers.faults_worker import outcome_of
-from tests.workers.launch import leave
+from tests.workers.launch import leave, tell_outcomes
 
 
 def adamw(model):
@@ -211,8 +209,5 @@ SCENES = (
 if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     torch.set_num_threads(1)
-    scenes = [scene for scene in SCENES if len(sys.argv) < 2 or scene.__name__ in sys.argv[1:]]
-    everything = {scene.__name__: outcome_of(scene) for scene in scenes}
-    if dist.get_rank() == 0:
-        print("RESULTS " + json.dumps(everything), flush=True)
+    tell_outcomes(scene for scene in SCENES if len(sys.argv) < 2 or scene.__name__ in sys.argv[1:])
     leave()

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -30,7 +32,21 @@ def torchrun(processes: int, worker: str, *args: object, fails: bool = False, ti
     return output
 
 
-def results(output: str) -> list[dict]:
+def tell_outcomes(scenes: Iterable[Callable[[], dict]]) -> None:
+    """Print as a worker's results what every process returned in each scene, or raised; all must come to its end."""
+    everything = {}
+    for scene in scenes:
+        try:
+            outcome = scene()
+        except Exception as error:
+            outcome = {"error": str(error)}
+        everything[scene.__name__] = [{}] * dist.get_world_size()
+        dist.all_gather_object(everything[scene.__name__], outcome)
+    if dist.get_rank() == 0:
+        print("RESULTS " + json.dumps(everything), flush=True)
+
+
+def results(output: str) -> Any:
     """What a worker's process 0 printed as its results."""
     line = next(line for line in output.splitlines() if line.startswith("RESULTS "))
     return json.loads(line.removeprefix("RESULTS "))

@@ -7,7 +7,7 @@ from tests.workers.launch import results, torchrun
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, list[dict]]:
-    return results(torchrun(2, "unlike_worker", tmp_path_factory.mktemp("saved")))[0]
+    return results(torchrun(2, "unlike_worker", tmp_path_factory.mktemp("saved")))
 
 
 def test_bases_are_those_of_process_0_where_fsdp_shards_what_trains(outcomes):

@@ -1,6 +1,5 @@
 """Run by torchrun: two processes that began with different numbers, lengths or folders."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from oialr_peft import OIALRConfig, OIALRUpdater, save_compressed
 from tests.conftest import MLP, tiny_llama
-from tests.workers.faults_worker import outcome_of
-from tests.workers.launch import leave
+from tests.workers.launch import leave, tell_outcomes
 
 
 def sharded(seed: int, reduce_dtype: torch.dtype | None = None) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -107,7 +105,5 @@ SCENES = (
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    everything = {scene.__name__: outcome_of(scene) for scene in SCENES}
-    if dist.get_rank() == 0:
-        print("RESULTS " + json.dumps([everything]), flush=True)
+    tell_outcomes(SCENES)
     leave()

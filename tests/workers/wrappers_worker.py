@@ -1,6 +1,5 @@
 """Run by torchrun: what wrappers of two processes can do beside plain training, through cuts and after loading."""
 
-import json
 import sys
 import tempfile
 import time
@@ -27,8 +26,8 @@ from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning, factorise_togeth
 from oialr_peft.moments import MomentCarrier
 from oialr_peft.tuner import together
 from tests.conftest import MLP
-from tests.workers.faults_worker import alike, outcome_of
-from tests.workers.launch import leave
+from tests.workers.faults_worker import alike
+from tests.workers.launch import leave, tell_outcomes
 
 
 def model_of(**changes):
@@ -349,8 +348,5 @@ SCENES = (
 
 if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=40))
-    scenes = [scene for scene in SCENES if len(sys.argv) < 2 or scene.__name__ in sys.argv[1:]]
-    everything = {scene.__name__: outcome_of(scene) for scene in scenes}
-    if dist.get_rank() == 0:
-        print("RESULTS " + json.dumps(everything), flush=True)
+    tell_outcomes(scene for scene in SCENES if len(sys.argv) < 2 or scene.__name__ in sys.argv[1:])
     leave()
