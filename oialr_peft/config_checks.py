@@ -46,8 +46,10 @@ def _check_counts(config: OIALRConfig) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             rule = "a number of optimizer steps or a share of the run" + (", or 'auto'" if name == "delay" else "")
             raise TypeError(f"`{name}` must be {rule}; got {value!r}.")
-        if isinstance(value, float) and not (0 < value < 1 or (name == "update_interval" and value == 1)):
-            raise ValueError(f"`{name}` as a float is a share of the run and must be in (0, 1); got {value}.")
+        whole = name == "update_interval"
+        if isinstance(value, float) and not (0 < value < 1 or (whole and value == 1)):
+            interval = "(0, 1]" if whole else "(0, 1)"
+            raise ValueError(f"`{name}` as a float is a share of the run and must be in {interval}; got {value}.")
         if isinstance(value, int) and value < least:
             raise ValueError(f"`{name}` must be at least {least} optimizer steps; got {value}.")
     if isinstance(config.rank_multiple, bool) or not isinstance(config.rank_multiple, int):

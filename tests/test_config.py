@@ -23,6 +23,8 @@ from oialr_peft import OIALRConfig
         ("delay", -1, ValueError, "`delay` must be at least 0"),
         ("delay", "Auto", TypeError, "`delay` must be .*, or 'auto'; got 'Auto'"),
         ("delay", 1.5, ValueError, "`delay` as a float is a share of the run"),
+        ("delay", 1.0, ValueError, r"must be in \(0, 1\); got 1.0"),
+        ("update_interval", 2.0, ValueError, r"`update_interval` as a float .* must be in \(0, 1\]; got 2.0"),
         ("update_interval", 0, ValueError, "`update_interval` must be at least 1 optimizer steps; got 0"),
         ("format_version", 3, ValueError, "format version 3; this oialr_peft reads versions up to 2"),
         ("rank_multiple", 0, ValueError, "`rank_multiple` must be at least 1 singular values; got 0"),

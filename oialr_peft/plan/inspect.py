@@ -36,7 +36,7 @@ def inspect_table(model: Architecture) -> Table:
     )
     table.add_column("layers", overflow="fold")
     for heading in ("count", "shape", "dense", "of the model", *(f"ranks at {share:.0%}" for share in SHARES)):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=heading == "shape")  # half of a shape says nothing
     alike = Counter((name.rpartition(".")[2], shape) for name, shape in model.shapes.items())
     for (name, shape), count in alike.items():
         own = count * math.prod(shape)

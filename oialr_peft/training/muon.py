@@ -33,6 +33,7 @@ class MuonAdamW(torch.optim.Optimizer):
         lr: AdamW's learning rate, default 1e-3.
         weight_decay: decoupled, of both kinds, default 0.01. Groups may set their own.
         momentum, betas: of Muon and AdamW, defaults 0.95 and (0.9, 0.95).
+        eps: of AdamW, default 1e-8.
 
     Raises:
         ValueError: a parameter of `muon` that is not a matrix, or a number out of its range.

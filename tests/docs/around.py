@@ -61,6 +61,14 @@ ON_THE_HUB: dict[str, Callable[[], Any]] = {
 }
 
 
+PROCESSORS: dict[str, Callable[[], Any]] = {  # the others have a tokenizer
+    "openai/whisper-tiny": lambda: transformers.WhisperProcessor(
+        transformers.WhisperFeatureExtractor(feature_size=8), tokenizer()
+    ),
+    "google/vit-base-patch16-224": lambda: transformers.ViTImageProcessor(size={"height": 16, "width": 16}),
+}
+
+
 def rows(labels: Any = None, **columns: torch.Tensor) -> Any:
     """Eight rows, the labels of which are the tokens themselves where nothing else is said."""
     columns["labels"] = columns["input_ids"] if labels is None else labels
@@ -141,10 +149,10 @@ def around_processes() -> dict[str, Any]:
 
 
 def put_on_the_hub(code: str, folder: Path) -> None:
-    """Writes the models that the code names into folders of their names, where transformers looks first."""
+    """Writes the models and processors that the code names into folders of these names, where transformers looks."""
     for name, make in ON_THE_HUB.items():
         if f'"{name}"' in code:
             make().save_pretrained(folder / name)
-            tokenizer().save_pretrained(folder / name)
+            PROCESSORS.get(name, tokenizer)().save_pretrained(folder / name)
     if (name := "stable-diffusion-v1-5/stable-diffusion-v1-5") in code and find_spec("diffusers"):
         unet().save_pretrained(folder / name / "unet")

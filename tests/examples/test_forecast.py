@@ -67,7 +67,9 @@ def test_a_comparison_goes_on_where_it_stopped(model, series, tmp_path):
     assert [run["seed"] for run in record["runs"][10:]] == 5 * [1]
     assert set(record["trivial"]) == {"linear map", "context mean", "persistence"}
     assert all(run["held_share"] <= 0.6 for run in record["runs"] if run["method"] != "dense")
-    assert "at most" in refused(FOLDER, *given, "--batch", 4000)
+    assert "has runs of another plan, with {'batch': 4}" in refused(FOLDER, *given, "--batch", 4000)
+    fresh = tmp_path / "fresh.json"  # the last `--output` counts
+    assert "batch: at most the" in refused(FOLDER, *given, "--batch", 4000, "--output", fresh)
     (other := tmp_path / "other.csv").write_bytes(series.read_bytes())
     assert "has runs on cycle, not on other" in refused(FOLDER, *given, "--data", other)
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 import transformers
 from peft import get_peft_model
+from rich.console import Console
 
 from oialr_peft import OIALRConfig
 from oialr_peft.plain import model_size
+from oialr_peft.plan.inspect import inspect_table
 from oialr_peft.plan.numbers import architecture, meta_model, plan_run
 from oialr_peft.plan.speed import measure_svd_gflops
 from oialr_peft.plan.update import SVD_FLOPS, plan_update
@@ -58,6 +60,17 @@ def test_the_meta_model_of_a_saved_config_is_planned_like_the_real_one(name, tmp
         adapter = get_peft_model(MODELS[name][0](), OIALRConfig(r=0.5, train_rest=True, bases=bases))
         assert planned.layers == len(adapter.base_model.ranks())
         assert planned.trainable == sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+
+
+def test_inspect_cuts_no_cell_on_eighty_columns(tmp_path):
+    transformers.BertConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    model = architecture(meta_model(str(tmp_path)), "tiny")
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(inspect_table(model))
+    cells = {cell.strip() for line in shown.get().splitlines() for cell in line.split("│")}
+    assert {"768x768", "3072x768", "768x3072"} <= cells
+    assert "…" not in shown.get()
 
 
 def test_a_config_without_architectures_becomes_what_automodel_makes(tmp_path):
