@@ -135,7 +135,7 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
         weights = self._together(names)
         if weights[0].base is None:
             y = self._product(x, weights[0], getattr(self.get_base_layer(), "bias", None), *args)
-            if self.training and weights[0].observer is not None:
+            if weights[0].observer is not None:
                 y = weights[0].observer(self.kind, self.get_base_layer(), x, y, args)
             kept = x.is_floating_point() and torch.is_autocast_enabled(x.device.type) and y.dtype != torch.float64
             return y if kept else y.to(x.dtype if x.is_floating_point() else self.base_weight.dtype)
@@ -199,9 +199,9 @@ class OIALRLayer(BaseWeight, BaseTunerLayer, nn.Module):
         self.merged_adapters += names
 
     def unmerge(self) -> None:
-        """Put the base weight back, bit for bit."""
+        """Put the base weight back, bit for bit; where and in the dtype in which the model is now."""
         if self._unmerged_weight is not None:
-            self.base_weight.data = self._unmerged_weight
+            self.base_weight.data = self._unmerged_weight.to(self.base_weight)
         self._unmerged_weight = None
         self.merged_adapters.clear()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -25,10 +25,12 @@ def plain_names(model: nn.Module) -> dict[str, str]:
             layers.add(f"{name}.")
             renamed[f"{name}.base_layer."] = f"{name}."
         elif isinstance(module, AuxiliaryTrainingWrapper):
-            active = module.active_adapters[0]
-            skipped.add(f"{name}.original_module.")
-            skipped |= {f"{name}.modules_to_save.{other}." for other in module.modules_to_save if other != active}  # type: ignore[union-attr,attr-defined]
-            renamed[f"{name}.modules_to_save.{active}."] = f"{name}."
+            copies = {f"{name}.modules_to_save.{adapter}." for adapter in cast(Any, module).modules_to_save}
+            # With an adapter that has no copy of its own PEFT computes with the module itself.
+            active = {f"{name}.modules_to_save.{adapter}." for adapter in module.active_adapters} & copies
+            used = next(iter(active), f"{name}.original_module.")
+            skipped |= {f"{name}.original_module.", *copies} - {used}
+            renamed[used] = f"{name}."
     names = {}
     for key in model.state_dict():
         starts = beginnings(key)

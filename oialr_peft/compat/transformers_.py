@@ -107,3 +107,8 @@ def mark_whole(experts: Any) -> None:
 def apply_gate(experts: Any, x: Any) -> Any:
     """The gate of the class that these experts were made of."""
     return experts.plain._apply_gate(experts, x)
+
+
+def tie_weights(tuner: Any, _: Any) -> None:
+    """After a state dict was loaded: PEFT's `low_cpu_mem_usage` replaces every Parameter by its own, tied ones too."""
+    tuner.model.tie_weights()

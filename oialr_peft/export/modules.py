@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any, TypeGuard, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
 from ..compat.torch_ import has_hooks
 from ..kinds import KINDS, Kind
+
+
+# What PEFT tells its layers by; an adapter of `down` or `up` is no adapter of both.
+_OF_TUNERS = frozenset(("base_layer", *vars(BaseTunerLayer)))
 
 
 class Factored(nn.Module):
@@ -26,7 +31,7 @@ class Factored(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith("_") or name in ("down", "up", "kind", "is_read"):
+            if name.startswith("_") or name in ("down", "up", "kind", "is_read") or name in _OF_TUNERS:
                 raise
             if name == "embedding_dim":
                 return self.up.out_features

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 
@@ -21,10 +23,19 @@ class TakenApart(nn.Module):
     def join(self) -> nn.Module:
         """The module as it was, with the weights of the parts, which must be plain layers again."""
 
-    def unload_and_optionally_merge_module(
-        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
-    ) -> nn.Module:
-        """PEFT's hook for unloading a module that is not one layer."""
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether all parts have adapters. In a compressed model they are layers of their own, some of them two."""
+        return all(isinstance(getattr(self, name), BaseTunerLayer) for name in self.parts)
+
+    @property
+    def unload_and_optionally_merge_module(self) -> Callable[..., nn.Module]:
+        """PEFT's hook for unloading a module that is not one layer; without it PEFT goes into the module."""
+        if not self.is_wrapped:
+            raise AttributeError("unload_and_optionally_merge_module")
+        return self._unload
+
+    def _unload(self, merge: bool, safe_merge: bool, adapter_names: list[str] | None) -> nn.Module:
         for name in self.parts:
             child: Any = getattr(self, name)
             if merge:

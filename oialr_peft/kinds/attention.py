@@ -145,9 +145,8 @@ class MultiheadAttention(TakenApart):
 
 
 def is_attention(layer: nn.Module) -> bool:
-    """Whether the layer is taken apart into its projections, or was already."""
-    plain = isinstance(layer, nn.MultiheadAttention) and type(layer).forward is nn.MultiheadAttention.forward
-    return plain or isinstance(layer, MultiheadAttention)
+    """Whether the layer can be taken apart into its projections."""
+    return isinstance(layer, nn.MultiheadAttention) and type(layer).forward is nn.MultiheadAttention.forward
 
 
 def leave_fast_path(model: nn.Module) -> None:

@@ -176,8 +176,8 @@ class Experts(TakenApart):
 
 
 def is_experts(layer: nn.Module) -> bool:
-    """Whether the layer is taken apart into its two weights, or was already."""
-    return isinstance(layer, Experts) or fused_names(layer) is not None
+    """Whether the layer can be taken apart into its two weights."""
+    return fused_names(layer) is not None
 
 
 def expert_weights(source: nn.Module) -> dict[str, torch.Tensor]:

@@ -96,7 +96,12 @@ def own_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def has_parts(layer: nn.Module) -> bool:
-    """Whether the layer is taken apart into layers of its own, or was already: attention, fused experts."""
+    """Whether the layer is taken apart into layers of its own, or was already: attention, fused experts.
+
+    Not one of a compressed model, whose parts are layers that are found like any other.
+    """
+    if isinstance(layer, TakenApart):
+        return layer.is_wrapped
     return is_attention(layer) or is_experts(layer)
 
 

@@ -28,7 +28,7 @@ from .updater import OIALRUpdater
 class OIALRCallback(TrainerCallback, ExportableState):
     """Makes the basis updates of an OIALR model in the Trainer: `Trainer(..., callbacks=[OIALRCallback()])`.
 
-    Every update prints one line, the end of the run three sentences. As numbers (`oialr/mean_rank`,
+    Every update prints one line, the end of the run a few sentences. As numbers (`oialr/mean_rank`,
     `oialr/trainable_parameters`, `oialr/update_seconds`, ...) updates go to the Trainer's history and to whatever
     `report_to` names. The step count is saved in the Trainer's checkpoints, so a resumed run goes on where it stopped.
 
@@ -47,7 +47,8 @@ class OIALRCallback(TrainerCallback, ExportableState):
         self.progress: dict[str, int] = {"steps": 0}
         self.updater: OIALRUpdater | None = None
         self._trace: Trace | None = None
-        self._ranks: dict[str, int | None] = {}
+        self._ranks: dict[str, int | None] = {}  # after the last update
+        self._first: dict[str, int | None] = {}  # before the first
         self._core: weakref.ref | None = None  # the first that the updater trains
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -68,6 +69,8 @@ class OIALRCallback(TrainerCallback, ExportableState):
         self._core = weakref.ref(next(iter(self.updater.weights.values())).core)
         remember_processing(model, kwargs.get("processing_class"))
         self._ranks = rank_or_dense(self.updater.weights)
+        if self.updater.steps == 0:
+            self._first = self._ranks
         self._trace = None
         if self.trace is not None and state.is_world_process_zero:
             self._trace = Trace(self.trace, new=self.updater.steps == 0)
@@ -94,6 +97,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
             return
         if message := higher_ranks(self._ranks, self.updater.weights, state.best_model_checkpoint):
             warnings.warn(message, OIALRWarning, stacklevel=2)
+        self._ranks = rank_or_dense(self.updater.weights)
         self.updater.close()
         summary = self.updater.summary()
         if state.is_world_process_zero:
@@ -118,9 +122,10 @@ class OIALRCallback(TrainerCallback, ExportableState):
         return progress_in(saved) if saved else {"steps": state.global_step}
 
     def _starts_over(self, model: Any) -> bool:
-        """Whether the model is dense again: its first state was loaded, for another fold perhaps."""
-        factored = any(weight.is_factored for weight in adapted_weights(model).values())
-        return not factored and any(rank is not None for rank in self._ranks.values())
+        """Whether the model is as it began, or dense again: its first state was loaded, for another fold perhaps."""
+        ranks = rank_or_dense(adapted_weights(model))
+        dense = all(rank is None for rank in ranks.values())
+        return ranks != self._ranks and (dense or ranks == self._first)
 
     def _log(self, report: UpdateReport, args: Any, state: Any, control: Any) -> None:
         """To the trace, the Trainer's history and its trackers as numbers; to the console as one line of words."""

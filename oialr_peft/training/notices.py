@@ -81,13 +81,22 @@ def early_cut(config: OIALRConfig, weights: Weights, schedule: Schedule, last: i
     )
 
 
-def left_out(weights: Weights) -> str:
-    """The optimizer steps, but not for this adapter, of which a cut would take all the same."""
-    adapter = next(iter(weights.values())).adapter
-    return (
-        f"The OIALR adapter {adapter!r} is frozen while its optimizer steps, so an update was left out, as all are "
-        "while that is so. Make another updater for the adapter that trains now."
-    )
+def frozen(weights: Weights, trained: frozenset[int]) -> dict[str, str]:
+    """The optimizer steps, but not for this adapter or some of its layers, of which a cut would take all the same."""
+    still = [name for name, weight in weights.items() if id(weight.core) not in trained]
+    if not trained:
+        adapter = next(iter(weights.values())).adapter
+        return {
+            "left out": f"The OIALR adapter {adapter!r} is frozen while its optimizer steps, so an update was left "
+            "out, as all are while that is so. Make another updater for the adapter that trains now."
+        }
+    if still:
+        return {
+            "frozen": f"{len(still)} of {len(weights)} layers, first '{still[0]}', are frozen while others train, and "
+            "updates cut them all the same, which changes their weights. Freeze layers once the last update was made, "
+            "or keep them out of the adapter with `exclude_modules`."
+        }
+    return {}
 
 
 def no_steps(optimizer: str) -> str:

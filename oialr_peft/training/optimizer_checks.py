@@ -46,8 +46,9 @@ def check_optimizer(
             f"The optimizer does not hold the OIALR parameters of {len(missing)} of {len(parameters)} layers, "
             f"first '{missing[0]}'. Create the optimizer after the adapter, from `model.parameters()`."
         )
-    flat = any(cls.__name__ == "LBFGS" for cls in type(carrier.optimizer).__mro__)
-    if flat and any(weight.base is None for weight in weights.values()):
+    if all(weight.base is not None for weight in weights.values()):
+        return  # no update comes, so nothing is carried
+    if any(cls.__name__ == "LBFGS" for cls in type(carrier.optimizer).__mro__):
         raise ValueError(
             "LBFGS keeps the history of all parameters as one flat vector, which does not fit any more once a rank "
             "falls. Train an OIALR adapter with an optimizer that has a state per parameter, such as AdamW or Muon."

@@ -68,14 +68,15 @@ class OptimizerSteps:
     that a gradient scaler skipped are no steps, in a loop of one's own as under Accelerate.
 
     Attributes:
-        trained: whether any of the parameters was not frozen in the steps that were last asked for.
+        trained: ids of the parameters that were not frozen in all of the steps that were last asked for.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
         self._counter = _steps_of(optimizer)
         self._began = self._asked = self._counter.total
         self._parameters = list(parameters)
-        self.trained, self._training = True, False
+        self.trained = self._all = frozenset(map(id, self._parameters))
+        self._training: set[int] = set()
         around_steps(optimizer, self, replaced=lambda _: False)
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -83,7 +84,7 @@ class OptimizerSteps:
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """A loop may freeze them before it asks, so look now."""
-        self._training = self._training or any(parameter.requires_grad for parameter in self._parameters)
+        self._training |= {id(parameter) for parameter in self._parameters if parameter.requires_grad}
 
     @property
     def at(self) -> tuple[int, int]:
@@ -107,7 +108,7 @@ class OptimizerSteps:
         """How many steps were taken since the last call of this, which comes between steps."""
         self._counter.depth = 0  # a step that raised did not end
         new, self._asked = self._counter.total - self._asked, self._counter.total
-        self.trained, self._training = self._training or not new, False
+        self.trained, self._training = frozenset(self._training) if new else self._all, set()
         return new
 
 

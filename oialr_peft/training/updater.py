@@ -130,9 +130,9 @@ class OIALRUpdater:
         self.steps += taken
         if number is None and self._is_late():
             number = self.policies.schedule.update_number(self.policies.schedule.last_by(self.steps))
-        if number is not None and not self._steps_taken.trained:
-            number = None
-            self._warn({"left out": notices.left_out(self.weights)})
+        if number is not None:
+            self._warn(notices.frozen(self.weights, self._steps_taken.trained))
+            number = number if self._steps_taken.trained else None
         self._averages.warn_of_others(update=number is not None)
         self._warn({"past the end": notices.past_the_end(self.config, self.steps, self.total_steps)})
         report = None if number is None else self._update(number, taken)
@@ -204,7 +204,7 @@ class OIALRUpdater:
         self._averages.follow(average)
 
     def summary(self) -> str:
-        """How the run went, in three sentences; warns where half of the layers or more are no smaller than dense."""
+        """How the run went, in a few sentences; warns where half of the layers or more are no smaller than dense."""
         if self.config.residual:
             return ending.residual_summary(self.weights, self.steps)
         missed = {"missed": target.missed(self._size, self.weights, self.policies, self.steps)}

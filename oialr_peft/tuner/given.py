@@ -6,12 +6,14 @@ import copy
 from typing import Any, cast
 
 from ..config import WRITTEN, OIALRConfig
+from ..weights import Weights
 
 
-def as_given(config: OIALRConfig) -> OIALRConfig:
+def as_given(config: OIALRConfig, copied: Weights) -> OIALRConfig:
     """The object itself for its first adapter, as PEFT does; for a later one a copy without what was written into it.
 
-    One that a file was loaded with, for inference, stays itself too: PEFT promises that.
+    One for an adapter that is to be a copy of others' weights has their ranks. One that a file was loaded with, for
+    inference, stays itself too: PEFT promises that.
     """
     used: Any = getattr(config, "used", None)
     if used is not None and not config.inference_mode:
@@ -23,6 +25,8 @@ def as_given(config: OIALRConfig) -> OIALRConfig:
         if told != chosen:  # the user has set others since
             config.target_modules = told
     cast(Any, config).used = {name: getattr(config, name) for name in ("target_modules", *WRITTEN)}, None
+    if copied:
+        config.ranks = {name: weight.rank for name, weight in copied.items()}
     return config
 
 

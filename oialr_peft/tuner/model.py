@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..compat.peft_ import AuxiliaryTrainingWrapper, is_excluded
 from ..compat.reads import reads_weight
-from ..compat.transformers_ import leave_weights_alone
+from ..compat.transformers_ import leave_weights_alone, tie_weights
 from ..config import OIALRConfig
 from ..errors import OIALRWarning
 from ..kinds import Kind, MultiheadAttention, TakenApart, has_parts, kind_of, leave_fast_path, take_apart
@@ -22,6 +22,7 @@ from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
 from ..missed_update import UpdateWatch
 from .given import as_given, note_chosen
+from .reference import copied_starts, copied_weights
 from .remarks import remarks
 from .rules import refuse_adapter_names, refuse_beside, refuse_to_merge_shared
 from .start import starting_weight
@@ -55,13 +56,15 @@ class OIALRModel(BaseTuner):
     # -- injection ---------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        config = self.peft_config[adapter_name] = as_given(cast(OIALRConfig, self.peft_config[adapter_name]))
+        self._copied = copied_weights(model, self.peft_config, adapter_name)
+        given = cast(OIALRConfig, self.peft_config[adapter_name])
+        config = self.peft_config[adapter_name] = as_given(given, self._copied)
         began, self.init_errors = time.perf_counter(), {}
         # A bar that shows up once an initialisation takes longer than two seconds.
         with tqdm(desc="OIALR: preparing layers", unit="layer", delay=2, leave=False) as self._progress:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         note_chosen(config)
-        del self._progress
+        del self._progress, self._copied
         logger.info("%s", self.selection)
         if self.init_errors:
             release_memory()
@@ -79,8 +82,7 @@ class OIALRModel(BaseTuner):
     def _post_injection_hook(self, model: nn.Module, config: OIALRConfig, adapter_name: str) -> None:
         leave_fast_path(model)
         if config.train_rest and hasattr(model, "tie_weights"):
-            # PEFT's low_cpu_mem_usage replaces every loaded Parameter by its own, tied ones too.
-            self.register_load_state_dict_post_hook(_tie_weights)
+            self.register_load_state_dict_post_hook(tie_weights)
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
@@ -131,7 +133,7 @@ class OIALRModel(BaseTuner):
         for message in remarks(model, self.selection, peft_config):
             warnings.warn(message, OIALRWarning, stacklevel=2)
         self._progress.total = len(self.selection.chosen)
-        self._starts = shared_starts(model, self.selection.chosen, peft_config)
+        self._starts = copied_starts(self._copied) or shared_starts(model, self.selection.chosen, peft_config)
 
     def _check_target_module_exists(self, peft_config: OIALRConfig, key: str):  # type: ignore[override]
         if peft_config.ranks is not None:  # a saved adapter: by exact names, so that no regex of its file is run
@@ -244,7 +246,3 @@ class OIALRModel(BaseTuner):
         for name, weight in weights.items():
             weight.match(*found[name])
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-
-
-def _tie_weights(tuner: OIALRModel, _: Any) -> None:
-    tuner.model.tie_weights()

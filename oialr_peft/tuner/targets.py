@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..compat.peft_ import include_all_linear_layers
+from ..compat.peft_ import AuxiliaryTrainingWrapper, include_all_linear_layers
 from ..config import OIALRConfig
 from ..kinds import TakenApart, computes_weight, has_parts, is_quantised, own_parameters, unsupported_reason
 from ..layer import OIALRLayer
+from ..units import beginnings
 from .rules import (
     check,
     direct_reader,
@@ -88,11 +89,14 @@ def _saved(modules: Modules, ranks: dict[str, int | None]) -> TargetSelection:
     if absent := sorted(set(ranks) - covered):
         raise ValueError(
             f"The saved adapter has layers that this model lacks: {', '.join(absent[:5])}"
-            f"{', ...' if len(absent) > 5 else ''}. It belongs to another architecture; load its own base."
+            f"{', ...' if len(absent) > 5 else ''}. {_why_absent(absent[0], modules)}"
         )
-    if made := [name for name in selection.chosen if computes_weight(modules[name])]:
-        reason = unsupported_reason(modules[made[0]])
-        raise ValueError(f"The layer '{made[0]}' of the saved adapter {reason}. Then load the adapter.")
+    for name in selection.chosen:
+        # A quantised one may stay: what the file holds takes its place, or adds to it.
+        if isinstance(modules[name], OIALRLayer) or not (reason := unsupported_reason(modules[name], residual=True)):
+            continue
+        way = "Then load the adapter." if computes_weight(modules[name]) else "Load the adapter's own base model."
+        raise ValueError(f"The layer '{name}' of the saved adapter {reason}. {way}")
     for target in (target for name in selection.chosen for target in targets_of(name, modules[name])):
         rank, full = ranks.get(target.name), min(target.shape[-2:])
         if rank is not None and rank > full:
@@ -101,6 +105,13 @@ def _saved(modules: Modules, ranks: dict[str, int | None]) -> TargetSelection:
                 "Its config is damaged, or belongs to another model; the model is unchanged."
             )
     return selection
+
+
+def _why_absent(name: str, modules: Modules) -> str:
+    for start in beginnings(name):
+        if isinstance(modules.get(start.removesuffix(".")), AuxiliaryTrainingWrapper):
+            return f"Another adapter saves '{start.removesuffix('.')}' whole (`modules_to_save`): one model for each."
+    return "It belongs to another architecture; load its own base."
 
 
 def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: Matches) -> TargetSelection:
@@ -170,9 +181,13 @@ def _named(model: nn.Module, modules: Modules, config: OIALRConfig, matches: Mat
 
 
 def _inside_adapter(model: nn.Module, name: str) -> bool:
+    """Whether it belongs to a layer that is adapted, or to a copy that PEFT keeps of a whole module."""
     parent = name.rpartition(".")[0]
     while parent:
-        if isinstance(model.get_submodule(parent), (OIALRLayer, TakenApart)):
+        module = model.get_submodule(parent)
+        if isinstance(module, (OIALRLayer, AuxiliaryTrainingWrapper)):
+            return True
+        if isinstance(module, TakenApart) and module.is_wrapped:
             return True
         parent = parent.rpartition(".")[0]
     return False

@@ -172,6 +172,13 @@ def test_an_unknown_optimizer_is_reset_with_one_warning_that_names_it():
     assert len([w for w in caught if w.category is OIALRWarning]) == 1
 
 
+def test_an_unknown_optimizer_may_train_what_no_update_comes_to():
+    model = get_peft_model(MLP(), OIALRConfig(residual=True, r=4, lr_scale="none"))
+    optimizer = torch.optim.Rprop([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    with warnings.catch_warnings(action="error", category=OIALRWarning):
+        steps(model, optimizer, 3, OIALRUpdater(model, optimizer))
+
+
 def test_an_unknown_entry_of_a_known_optimizer_is_named():
     class Hooked(torch.optim.Adam):
         def step(self, closure=None):

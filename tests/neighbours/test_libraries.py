@@ -5,13 +5,15 @@ import warnings
 import pytest
 import torch
 from datasets import Dataset
+from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.layer import oialr_layers
-from tests.conftest import tiny_bert, tiny_llama
+from tests.conftest import output, tiny_bert, tiny_llama, tokens
+from tests.helpers import disturb
 
 
 SENTENCES = [
@@ -73,9 +75,39 @@ def test_trl_without_the_callback_warns(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize("form", [{}, {"residual": True, "r": 4}], ids=["in its place", "residual"])
+@pytest.mark.parametrize("comes", ["trained here", "from a file"])
+def test_trls_reference_is_the_adapter_as_dpo_finds_it(form, comes, tmp_path):
+    trl = pytest.importorskip("trl", reason="not run: trl absent")
+    config = OIALRConfig(task_type="CAUSAL_LM", **form, **({} if form else CUTS))
+    policy, batch = get_peft_model(tiny_llama(), config), {"input_ids": tokens()}
+    disturb(policy)
+    if not form:
+        updater = OIALRUpdater(policy, torch.optim.SGD([p for p in policy.parameters() if p.requires_grad]))
+        with warnings.catch_warnings(action="ignore", category=OIALRWarning):  # no step of the optimizer
+            reports = [updater.step() for _ in range(4)]
+        assert any(report and report.changed for report in reports)
+    if comes == "from a file":
+        policy.save_pretrained(tmp_path / "adapter")
+        policy = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter", is_trainable=True)
+    args = trl.DPOConfig(
+        str(tmp_path), max_steps=4, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_strategy="no",
+        learning_rate=1e-2, bf16=False, max_length=16,
+    )  # fmt: skip
+    rows = [{"prompt": "is the film", "chosen": " good", "rejected": " bad"}] * 8
+    trainer = trl.DPOTrainer(
+        policy, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer(),
+        callbacks=[] if form else [OIALRCallback()],
+    )  # fmt: skip
+    before = output(policy, batch)
+    trainer.train()
+    assert not torch.allclose(output(policy, batch), before, atol=1e-3)
+    policy.set_adapter("ref")
+    assert torch.equal(output(policy, batch), before)
+
+
 def test_accelerate_in_a_loop_of_ones_own():
     from accelerate import Accelerator
-    from peft import get_peft_model
 
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = get_peft_model(tiny_llama(), OIALRConfig(**CUTS))

@@ -72,6 +72,17 @@ def test_disable_merge_unmerge_and_unload(make):
     assert set(dict(merged.named_parameters())) == set(weights)
 
 
+def test_a_base_that_was_merged_comes_back_in_the_dtype_of_the_model(mlp):
+    weight, x = mlp.middle.weight.detach().clone(), torch.randn(3, 12, dtype=torch.bfloat16)
+    model = get_peft_model(mlp, OIALRConfig())
+    disturb(model)
+    model.merge_adapter()
+    model.to(torch.bfloat16).unmerge_adapter()
+    assert torch.equal(mlp.middle.base_layer.weight, weight.bfloat16())
+    with model.disable_adapter():
+        assert model(x).dtype == torch.bfloat16
+
+
 def test_unload_gives_the_base_back(mlp):
     x = torch.randn(3, 12)
     base = mlp(x)

@@ -162,3 +162,39 @@ def test_what_is_frozen_between_the_step_and_the_call_has_trained():
         report, expected = step(), plain()
         assert (report is None) == (expected is None)
         assert report is None or report.ranks == expected.ranks
+
+
+def test_layers_that_are_frozen_while_others_train_are_told_of_once():
+    def freeze(model) -> None:
+        model.get_submodule("base_model.model.middle").requires_grad_(False)
+
+    step = trained(0, between=freeze)[2]
+    with pytest.warns(OIALRWarning, match=r"1 of 3 layers, first 'middle', are frozen while others train") as said:
+        for _ in range(9):
+            step()
+    assert len([warning for warning in said if issubclass(warning.category, OIALRWarning)]) == 1
+
+
+def test_an_adapter_without_the_saved_modules_of_another_uses_the_models_own(base, tmp_path):
+    model = get_peft_model(base(), OIALRConfig(modules_to_save=["bert.pooler"]), adapter_name="one")
+    disturb(model)
+    model.add_adapter("two", OIALRConfig(r=8))
+    model.set_adapter("two")
+    disturb(model)
+    OIALRUpdater(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad]), total_steps=10)
+    assert not [name for name in model.base_model.ranks() if "pooler" in name]
+    model.save_pretrained(tmp_path / "adapters")
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        save_compressed(model, tmp_path / name)
+        small = BertForSequenceClassification.from_pretrained(tmp_path / name)
+        torch.testing.assert_close(output(small, INPUTS), output(model, INPUTS), atol=1e-5, rtol=1e-4)
+        again = PeftModel.from_pretrained(base(), tmp_path / "adapters" / name)
+        torch.testing.assert_close(output(again, INPUTS), output(model, INPUTS))
+
+
+def test_a_saved_adapter_with_factors_inside_anothers_saved_module_says_so(base, tmp_path):
+    get_peft_model(base(), OIALRConfig()).save_pretrained(tmp_path)
+    model = get_peft_model(base(), OIALRConfig(modules_to_save=["bert.pooler"]), adapter_name="one")
+    with pytest.raises(ValueError, match=r"Another adapter saves 'bert\.pooler' whole"):
+        model.load_adapter(tmp_path, "two")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import set_seed
 
 from oialr_peft import OIALRCallback, OIALRConfig, OIALRWarning
 from oialr_peft.checkpoint import last_complete_checkpoint
@@ -258,6 +259,20 @@ def test_a_callback_counts_anew_for_a_model_whose_first_state_was_loaded(tmp_pat
         run.optimizer = run.lr_scheduler = None
         run.train()
         assert [entry["step"] for entry in run.state.log_history if "oialr/mean_rank" in entry] == [6, 10]
+
+
+def test_folds_of_a_model_that_is_factored_from_the_start_are_alike(tmp_path):
+    settings = {"delay": 0, "update_interval": 3, "layer_step": 0.3, "sigma_cutoff": 0.3, "train_rest": False}
+    run, ranks = trainer(tmp_path, settings, max_steps=12), []
+    first = {name: value.clone() for name, value in run.model.state_dict().items()}
+    for _ in range(2):
+        run.model.load_state_dict(first)
+        run.optimizer = run.lr_scheduler = None
+        set_seed(3)
+        run.train()
+        ranks.append([entry["oialr/mean_rank"] for entry in run.state.log_history if "oialr/mean_rank" in entry])
+    assert ranks[0] == ranks[1]
+    assert len(set(ranks[0])) > 2
 
 
 def test_the_best_of_an_adapter_that_the_trainer_would_not_find_is_refused_before_the_first_step(tmp_path):

@@ -110,6 +110,17 @@ def test_micro_batches_count_together_and_evaluation_does_not():
     torch.testing.assert_close(weight_of(parts), weight_of(model), rtol=1e-2, atol=5e-4)
 
 
+def test_training_without_dropout_counts():
+    """In evaluation mode, as some train."""
+    x = colour(torch.randn(6, 12), -1)
+    model, optimizer, updater = half_way()
+    step(model, x, optimizer, updater)
+    other, optimizer, updater = half_way()
+    other.eval()
+    step(other, x, optimizer, updater)
+    assert torch.equal(weight_of(other), weight_of(model))
+
+
 def test_under_autocast_the_update_is_in_full_precision():
     model, optimizer, updater = half_way()
     with torch.autocast("cpu", torch.bfloat16):
