@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        parser.exit(2, f"oialr: {error}. Figures need the extra `plots`: pip install 'oialr-peft[plots]'\n")
+        parser.exit(2, f"oialr: {error}. Figures need matplotlib: `pip install matplotlib`.\n")
 
 
 def _add_inspect(commands: Any) -> None:
@@ -114,11 +114,9 @@ def _add_merge(commands: Any) -> None:
 
 def _merge(parsed: argparse.Namespace) -> None:
     from .export.from_folder import load_to_write
+    from .export.merged import save_merged
 
-    model, processing = load_to_write(parsed.adapter, parsed.output)
-    model.merge_and_unload().save_pretrained(parsed.output)
-    if processing is not None:
-        processing.save_pretrained(parsed.output)
+    save_merged(*load_to_write(parsed.adapter, parsed.output), parsed.output)
     print(f"Written: {parsed.output}")
 
 

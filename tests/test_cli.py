@@ -3,12 +3,13 @@
 import io
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BertForSequenceClassification, ResNetConfig, ResNetModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertForSequenceClassification, ResNetConfig, ResNetModel
 
 import oialr_peft
 from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning, UpdateReport, rank_report
@@ -142,6 +143,54 @@ def test_an_adapter_becomes_a_model(verb, adapter, tmp_path, capsys):
     torch.testing.assert_close(again(tokens).logits, model(tokens).logits, atol=1e-5, rtol=1e-4)
     smaller = sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in tiny_llama().parameters())
     assert smaller == (verb == "compress")
+
+
+@pytest.mark.parametrize("verb", ["compress", "merge"])
+def test_a_tokenizer_is_neither_made_up_nor_lost(verb, tmp_path):
+    from tests.neighbours.test_libraries import tokenizer
+
+    def ids(folder) -> list[int]:
+        return AutoTokenizer.from_pretrained(folder)("the film is good")["input_ids"]
+
+    tiny_bert().save_pretrained(tmp_path / "base")  # of a kind for which transformers 5 makes up an empty one
+    base = BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    folder = tmp_path / "adapter"
+    get_peft_model(base, OIALRConfig(task_type="SEQ_CLS", r=4)).save_pretrained(folder)
+    with pytest.warns(OIALRWarning, match="new' has no tokenizer or processor"):
+        main([verb, str(folder), str(tmp_path / "new")])
+    assert not list((tmp_path / "new").glob("tokenizer*"))
+    tokenizer().save_pretrained(tmp_path / "full")
+    before = ids(tmp_path / "full")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OIALRWarning)
+        main([verb, str(folder), str(tmp_path / "full")])  # what lies there stays
+        tokenizer().save_pretrained(tmp_path / "base")
+        main([verb, str(folder), str(tmp_path / "new")])
+    assert ids(tmp_path / "full") == ids(tmp_path / "new") == before
+
+
+def test_a_merged_model_takes_the_place_of_a_compressed_one_and_of_its_card(adapter, tmp_path):
+    folder, model = adapter
+    out = tmp_path / "out"
+    main(["compress", str(folder), str(out)])
+    assert "two small factors" in (out / "README.md").read_text()
+    main(["merge", str(folder), str(out)])
+    assert "two small factors" not in (out / "README.md").read_text()
+    tokens = torch.arange(12)[None]
+    again = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(again(tokens).logits, model(tokens).logits, atol=1e-5, rtol=1e-4)
+    main(["compress", str(folder), str(out)])
+    assert "two small factors" in (out / "README.md").read_text()
+
+
+def test_a_figure_without_matplotlib_says_what_to_install(tmp_path, capsys, monkeypatch):
+    def absent(parsed):
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+    monkeypatch.setattr("oialr_peft.cli._plot", absent)
+    with pytest.raises(SystemExit, match="2"):
+        main(["plot", str(tmp_path), str(tmp_path / "ranks.png")])
+    assert "`pip install matplotlib`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["SEQ_CLS", None])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +22,7 @@ from .metadata import complete, metadata
 _TEMPLATE = Path(__file__).with_name("card.md")
 _BEGIN = re.compile(r"<!-- oialr_peft: begin\b")
 _END = "<!-- oialr_peft: end -->"
+_EMPTY = f"<!-- oialr_peft: begin -->{_END}"
 _LARGEST_METADATA = 1 << 16  # characters; the Hub's own patterns take quadratic time in them
 _TRAINER_COMMENT = "This model card has been generated automatically according to the information the Trainer"
 _PUSH_SENTENCE = "This is the model card of a 🤗 transformers model that has been pushed on the Hub."
@@ -66,11 +67,28 @@ def write_card(
     The file is replaced whole or not at all, and whatever goes wrong is a warning: a card must not cost anyone the
     weights that were saved before it.
     """
+    return _rewrite(
+        Path(folder, "README.md"),
+        lambda existing: card_text(model, kind, repo_id=repo_id, results=results, existing=existing),
+    )
+
+
+def empty_section(folder: str | os.PathLike) -> None:
+    """Empty our section of `folder`/README.md, if it has one, for files that it does not describe; the rest stays.
+
+    The two comments stay, so that `write_card` fills them again. What goes wrong is a warning, as there.
+    """
     path = Path(folder, "README.md")
+    if path.exists():
+        _rewrite(path, lambda existing: _with_sections(existing or "", _EMPTY))
+
+
+def _rewrite(path: Path, change: Callable[[str | None], str]) -> bool:
+    """Replace a README by what `change` makes of its text, None where there is none; False where that failed."""
     try:
         # Bytes, so that a user's line ends survive.
         existing = path.read_bytes().decode("utf-8-sig") if path.exists() else None
-        text = card_text(model, kind, repo_id=repo_id, results=results, existing=existing)
+        text = change(existing)
         if text != existing:
             replace_file(path, text.encode())
         else:
@@ -79,7 +97,7 @@ def write_card(
     except Exception as error:
         unreadable = isinstance(error, (ValueError, TypeError, AttributeError, yaml.YAMLError))
         reason = "its metadata cannot be read" if unreadable else "it cannot be written"
-        warnings.warn(f"'{path}' was left as it is: {reason} ({error}).", OIALRWarning, stacklevel=2)
+        warnings.warn(f"'{path}' was left as it is: {reason} ({error}).", OIALRWarning, stacklevel=3)
         return False
 
 
@@ -105,6 +123,12 @@ def _sections(text: str) -> list[tuple[int, int]]:
     return found
 
 
+def _with_sections(text: str, section: str) -> str:
+    """The text with `section` in the place of each of ours."""
+    edges = [0, *(edge for place in _sections(text) for edge in place), len(text)]
+    return section.join(text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True))
+
+
 def _check_metadata(text: str) -> None:
     """Refuse metadata that is very long or refers to itself: reading it takes a time that grows without bounds."""
     if not text.lstrip().startswith("---"):
@@ -127,9 +151,8 @@ def _merge(existing: str, fresh: ModelCard) -> str:
     if _is_blank_template(text):
         own.tags = sorted(set((own.tags or []) + (data.tags or [])))
         return str(fresh)
-    if places := _sections(text):
-        edges = [0, *(edge for place in places for edge in place), len(text)]
-        card.text = section.join(text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True))
+    if _sections(text):
+        card.text = _with_sections(text, section)
     elif _TRAINER_COMMENT in text:
         card.text = f"{text.rstrip()}\n\n{section}\n"
     complete(data, own)

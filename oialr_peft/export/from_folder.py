@@ -10,10 +10,11 @@ from typing import Any
 import peft
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig
 
 from ..config import OIALRConfig
 from ..files.tensors_file import ADAPTER_WEIGHTS, read_header
+from .processing import processing_of
 
 
 _HEAD = re.compile(r"base_model\.model\.(decode_head\.)?(classifier|score)(\.out_proj)?\.weight")
@@ -111,11 +112,3 @@ def _refuse_same(output: str, source: str) -> None:
             f"The model would take the place of what it is made from: '{source}' has the adapter or its base model. "
             "Give another folder."
         )
-
-
-def processing_of(source: str, base: str) -> Any:
-    """The tokenizer or processor beside an adapter, else that of its base model; None where neither has one."""
-    for place in (source, base):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            return AutoProcessor.from_pretrained(place)
-    return None

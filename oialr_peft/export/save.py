@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +14,12 @@ from transformers import PreTrainedModel
 from ..cards import write_card
 from ..compat.torch_ import with_child
 from ..compat.transformers_ import write_on_this_process
-from ..errors import OIALRWarning
 from ..files import Draft
 from ..training.processing import remembered_processing
 from ..workers.saving import one_writer
 from .compress import check_adapter, compressed
+from .processing import warn_if_nothing_reads_inputs
 from .publish import EARLIER, publish
-
-
-_READERS = {  # modules of transformers.models.auto, and their tables of model types
-    "tokenization_auto": "TOKENIZER_MAPPING_NAMES",
-    "image_processing_auto": "IMAGE_PROCESSOR_MAPPING_NAMES",
-    "feature_extraction_auto": "FEATURE_EXTRACTOR_MAPPING_NAMES",
-}
-# What transformers' tokenizers, processors and feature extractors always write one of.
-_PROCESSING_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
 def save_compressed(
@@ -99,7 +87,7 @@ def save_compressed(
             processing = remembered_processing(body) if processing_class is None else processing_class
             written = _save(small if body is base else _with_body(base, small), folder, processing)
             if processing is None:
-                _warn_if_nothing_reads_inputs(body, folder)
+                warn_if_nothing_reads_inputs(body, folder)
             write_card(model if body is base else body, folder, kind="compressed", repo_id=repo_id)
             push(written)
 
@@ -136,21 +124,6 @@ def _check(base: Any) -> None:
             f"{type(base).__name__}. Use `model.merge_and_unload()` and save the dense model in its own way."
         )
     check_adapter(base)
-
-
-def _warn_if_nothing_reads_inputs(base: PreTrainedModel, folder: Path) -> None:
-    """Say so where the folder lacks a tokenizer or processor that this kind of model has."""
-    kinds: set[str] = set()
-    for module, table in _READERS.items():
-        with contextlib.suppress(ImportError):  # transformers 5.17 gates one of them behind torchvision
-            kinds.update(getattr(import_module(f"transformers.models.auto.{module}"), table))
-    if base.config.model_type in kinds and not any((folder / name).exists() for name in _PROCESSING_FILES):
-        warnings.warn(
-            f"'{folder}' has no tokenizer or processor, and a pipeline would make up an empty one: pass it as "
-            "`processing_class`, or save it there.",
-            OIALRWarning,
-            stacklevel=3,
-        )
 
 
 def _push(

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import get_peft_model
 
 from oialr_peft import OIALRConfig, rank_report
-from oialr_peft.cards import card_text, write_card
+from oialr_peft.cards import card_text, empty_section, write_card
 from tests.conftest import MLP, tiny_bert, tiny_llama, tiny_vit
 from tests.hub.server import metadata_errors
 
@@ -173,3 +173,21 @@ def test_an_edited_readme_on_disk_stays_when_the_model_is_saved(tmp_path):
     before = (tmp_path / "README.md").stat().st_mtime_ns
     write_card(model, tmp_path)
     assert (tmp_path / "README.md").stat().st_mtime_ns == before
+
+
+def test_a_section_is_emptied_and_filled_again_and_other_words_stay(tmp_path):
+    path = tmp_path / "README.md"
+    empty_section(tmp_path)
+    assert not path.exists()
+    path.write_bytes(b"Mine\r\nalone")
+    empty_section(tmp_path)
+    assert path.read_bytes() == b"Mine\r\nalone"
+    written = card_text(adapted(), "compressed") + "\nMine below\n"
+    path.write_text(written)
+    empty_section(tmp_path)
+    left = path.read_text()
+    assert "two small factors" not in left
+    assert "## Ranks" not in left
+    assert left.endswith("\nMine below\n")
+    assert ModelCard(left).data.to_dict() == ModelCard(written).data.to_dict()
+    assert card_text(adapted(), "compressed", existing=left) == written

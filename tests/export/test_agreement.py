@@ -125,14 +125,14 @@ def test_a_model_with_nan_is_not_written_over_a_good_one(tmp_path):
 
 def test_a_table_of_transformers_that_needs_torchvision_is_done_without(tmp_path, monkeypatch):
     """As transformers 5.17 has it for image processors."""
-    from oialr_peft.export import save
+    from oialr_peft.export import processing
 
     def gated(name):
         if "image" in name:
             raise ImportError("image_processing_auto requires the Torchvision library")
         return importlib.import_module(name)
 
-    monkeypatch.setattr(save, "import_module", gated)
+    monkeypatch.setattr(processing, "import_module", gated)
     with pytest.warns(OIALRWarning, match="has no tokenizer or processor"):
         save_compressed(get_peft_model(tiny_bert(), OIALRConfig(r=0.25)), tmp_path)
 

@@ -1,0 +1,76 @@
+"""The tokenizer or processor beside a model: whether a place has one, and words where none has."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from ..errors import OIALRWarning
+
+
+_READERS = {  # modules of transformers.models.auto, and their tables of model types
+    "tokenization_auto": "TOKENIZER_MAPPING_NAMES",
+    "image_processing_auto": "IMAGE_PROCESSOR_MAPPING_NAMES",
+    "feature_extraction_auto": "FEATURE_EXTRACTOR_MAPPING_NAMES",
+}
+# Tokenizers, processors and feature extractors of transformers write one of the first three; old ones have only a
+# vocabulary.
+_FILES = (
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def has_processing(place: str | os.PathLike) -> bool:
+    """Whether a folder, or a repository of the Hub, has files of a tokenizer or processor.
+
+    To load one tells nothing: transformers 5 makes an empty tokenizer where there is a config.json alone.
+    """
+    return any(_has(place, name) for name in _FILES)
+
+
+def processing_of(*places: str) -> Any:
+    """The tokenizer or processor of the first place that has one; None where none has."""
+    from transformers import AutoProcessor  # on first use: it imports its whole table
+
+    for place in filter(has_processing, places):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return AutoProcessor.from_pretrained(place)
+    return None
+
+
+def warn_if_nothing_reads_inputs(base: PreTrainedModel, folder: Path) -> None:
+    """Say so where the folder lacks a tokenizer or processor that this kind of model has."""
+    kinds: set[str] = set()
+    for module, table in _READERS.items():
+        with contextlib.suppress(ImportError):  # transformers 5.17 gates one of them behind torchvision
+            kinds.update(getattr(import_module(f"transformers.models.auto.{module}"), table))
+    if base.config.model_type in kinds and not has_processing(folder):
+        warnings.warn(
+            f"'{folder}' has no tokenizer or processor, and a pipeline would make up an empty one: pass it as "
+            "`processing_class`, or save it there.",
+            OIALRWarning,
+            stacklevel=3,
+        )
+
+
+def _has(place: str | os.PathLike, name: str) -> bool:
+    if os.path.isdir(place):
+        return os.path.isfile(os.path.join(place, name))
+    with contextlib.suppress(OSError, ValueError):  # no such file, no such repository, no network
+        return cached_file(place, name) is not None
+    return False
