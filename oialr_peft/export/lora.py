@@ -12,7 +12,7 @@ from peft import save_as_lora as peft_save_as_lora
 from safetensors.torch import load_file
 
 from ..config import OIALRConfig
-from ..layer import adapted_weights, oialr_layers
+from ..layer import OIALRLayer, adapted_weights, oialr_layers
 
 
 def save_as_lora(model: PeftModel, path: str | os.PathLike, rank: int | float) -> dict[str, float]:
@@ -35,10 +35,13 @@ def save_as_lora(model: PeftModel, path: str | os.PathLike, rank: int | float) -
             "With `train_rest` weights outside the layers changed too, which a LoRA adapter cannot hold. Use "
             "`save_compressed`, or `merge_and_unload()` and save the dense model."
         )
-    peft_save_as_lora(path, model, rank=rank, adapter_name=cast(str, model.active_adapter))
+    layers, adapter = oialr_layers(model), cast(str, model.active_adapter)
+    for name, layer in layers.items():
+        if not layer.supports_lora_conversion(adapter):
+            raise TypeError(f"'{name}' has no LoRA form: {_why(layer, adapter)}")
+    peft_save_as_lora(path, model, rank=rank, adapter_name=adapter)
     saved = load_file(Path(path) / "adapter_model.safetensors")
     losses = {}
-    layers = oialr_layers(model)
     for name, adapted in adapted_weights(model).items():
         weight, layer = adapted.dense(torch.float32), layers[name]
         delta = layer.get_delta_weight(adapted.adapter)
@@ -46,3 +49,19 @@ def save_as_lora(model: PeftModel, path: str | os.PathLike, rank: int | float) -
         product = layer.kind.pair_product(layer.get_base_layer(), a, b)
         losses[name] = float(torch.linalg.norm(delta - product) / torch.linalg.norm(weight))
     return losses
+
+
+def _why(layer: OIALRLayer, adapter: str) -> str:
+    """Why a layer has no LoRA form, and the way out."""
+    if adapter not in layer.weights:
+        return f"it belongs to another adapter than the active '{adapter}'. Load '{adapter}' on a model of its own."
+    instead = "`save_compressed`, or `merge_and_unload()` and save the dense model"
+    if layer.in_attention:
+        return f"it is a part of an attention that was taken apart, whose name LoRA does not know. Use {instead}."
+    if not layer.kind.takes_lora:
+        return f"it is a layer of the kind {layer.kind.name}, which PEFT cannot write as LoRA. Use {instead}."
+    return (
+        "its base weight W0 was freed (`delay`, or `keep_base_weights=False`), and LoRA holds W - W0. Save the "
+        "adapter and load it on the base model with `keep_base_weights=True` in its config "
+        f"(`PeftModel.from_pretrained(base, path, config=config)`), or use {instead}."
+    )
