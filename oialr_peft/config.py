@@ -165,7 +165,7 @@ class OIALRConfig(PeftConfig):
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"This adapter has format version {self.format_version}; this oialr_peft reads versions up to "
-                f"{FORMAT_VERSION}. Upgrade it: `pip install -U oialr-peft`."
+                f"{FORMAT_VERSION}. Upgrade it, as its README says."
             )
         self.rank_pattern = self.rank_pattern or {}  # PEFT takes None for it
         if self.bases is None:

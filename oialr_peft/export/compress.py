@@ -15,7 +15,7 @@ from ..kinds import TakenApart
 from ..layer import OIALRLayer, adapted_weights, oialr_layers
 from ..plain import plain_tensors
 from ..weights import AdaptedWeight
-from .guard import is_compressed
+from .guard import is_compressed, is_dense_twin
 from .quantizer import CompressedQuantizer, broken_tensors, shape_like
 from .record import CompressedConfig
 
@@ -32,7 +32,7 @@ def parts(base: Any) -> tuple[dict[str, torch.Tensor], CompressedConfig]:
     layers = {name: weight.rank for name, weight in weights.items() if weight.pair_is_smaller}
     attention = [name for name, module in base.named_modules() if isinstance(module, TakenApart)]
     earlier: Any = getattr(base.config, "quantization_config", None)
-    if is_compressed(earlier):
+    if is_compressed(earlier) and not is_dense_twin(base):
         layers = {**earlier.layers, **layers}  # the adapter factored the factors of a compressed model
         attention = sorted({*earlier.attention, *attention})
     return tensors, CompressedConfig(layers, attention)
@@ -50,6 +50,7 @@ def compressed(base: PreTrainedModel) -> PreTrainedModel:
                 "so no checkpoint of this class holds both. Leave them out of `modules_to_save` and `target_modules`."
             )
     shape_like(model, config)
+    check_shapes(model, tensors)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     check_whole(model, tensors)
@@ -77,6 +78,17 @@ def check_adapter(base: nn.Module) -> None:
         )
 
 
+def check_shapes(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse tensors of other shapes than the model's, which is made from its config."""
+    for name, place in model.state_dict().items():
+        if name in tensors and tensors[name].shape != place.shape:
+            raise ValueError(
+                f"'{name}' has shape {list(tensors[name].shape)}, but the config of this {type(model).__name__} makes "
+                f"it {list(place.shape)}, and a compressed model is made from its config when it is loaded. Set "
+                "the field of `model.config` that says so, usually `num_labels` (a head was replaced) or `vocab_size`."
+            )
+
+
 def check_whole(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Refuse a model that has no place for one of the tensors, or without values for one, or with broken ones."""
     state = model.state_dict()
@@ -92,7 +104,11 @@ def check_whole(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
             "back to a checkpoint from before the training diverged."
         )
     if absent := [name for name, tensor in state.items() if tensor.is_meta]:
-        raise RuntimeError(f"{type(model).__name__}: no values were found for '{absent[0]}' ({len(absent)} tensors).")
+        raise ValueError(
+            f"No values were found for '{absent[0]}' ({len(absent)} tensors), which the config of this "
+            f"{type(model).__name__} makes. If layers were removed, set the field of `model.config` that counts them, "
+            "usually `num_hidden_layers`."
+        )
 
 
 def _write(tensors: dict[str, torch.Tensor], name: str, weight: AdaptedWeight, layer: OIALRLayer) -> None:

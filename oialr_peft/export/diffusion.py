@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..files import Draft, file_hash
 from ..layer import adapted_weights
 from ..workers.saving import one_writer
-from .compress import check_adapter, check_whole, compressed, parts
+from .compress import check_adapter, check_shapes, check_whole, compressed, parts
 from .diffusers_quantizer import CompressedDiffusersQuantizer, DiffusersRecord
 from .guard import METHOD
 from .quantizer import shape_like
@@ -77,6 +77,7 @@ def _compressed(base: Any) -> Any:
         model: Any = type(base).from_config(base.config)
     model = model.to(base.dtype)
     shape_like(model, config)
+    check_shapes(model, tensors)
     model.load_state_dict(tensors, strict=False, assign=True)
     check_whole(model, tensors)
     model.register_to_config(quantization_config=config)

@@ -63,6 +63,23 @@ def check_entries(
             )
 
 
+def refuse_dense(entries: Mapping[str, tuple[str, dict[str, Any]]], factors: Collection[str]) -> None:
+    """Refuse the file of a dense model whose config is that of a compressed one.
+
+    Raises:
+        ValueError: naming the file, and how such a thing comes to be.
+    """
+    for factor in sorted(factors):
+        name = f"{factor.removesuffix('.down.weight')}.weight"
+        if factor.endswith(".down.weight") and factor not in entries and name in entries:
+            raise ValueError(
+                f"'{entries[name][0]}' lacks the tensor '{factor}' and has '{name}': the model is dense, and its "
+                "config.json is that of a compressed one. A model that is made from such a config, and not loaded, "
+                "needs `del config.quantization_config` first; in the folder delete `quantization_config`, "
+                "`transformers_weights` and `torch_dtype` from config.json."
+            )
+
+
 def check_hashes(files: Sequence[str] | None, record: Mapping[str, str] | None) -> None:
     """Compare the files with the SHA-256 that config.json has of them, where it has one.
 

@@ -6,6 +6,8 @@ do not know the field (4.49) look up `torch_dtype` in torch and stop with the wo
 field take `dtype` instead. With this package imported the words are taken away when a config is read and put there
 when one is written. What was read names instead the weights file that `save_compressed` noted under `files`, so that
 config.json alone decides which weights are loaded.
+
+A model that is made from such a config, and not loaded, is dense; its config is written without the record.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..compat.patch import patch
 from ..files import SHELF
+from ..kinds import TakenApart
+from .modules import Factored
 
 
 METHOD = "oialr"
 KEYS = ("transformers_weights", "torch_dtype")
-WORDS = "these weights need oialr_peft: `pip install oialr-peft`, then `import oialr_peft` before loading"
+_START = "these weights need oialr_peft"  # of the words of every version
+WORDS = f"{_START}: install it as its README says, then `import oialr_peft` before loading"
 _NAME = re.compile(rf"({SHELF}/)?model(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?")
 
 
@@ -33,19 +38,32 @@ def is_compressed(quantization_config: Any) -> bool:
     return getattr(quantization_config, "quant_method", None) == METHOD
 
 
+def is_dense_twin(model: Any) -> bool:
+    """Whether a model has the config of a compressed one and none of its layers: one that was made from the config."""
+    loaded = getattr(model, "hf_quantizer", None) is not None
+    if loaded or not is_compressed(getattr(model.config, "quantization_config", None)):
+        return False
+    return not any(isinstance(module, (Factored, TakenApart)) for module in model.modules())
+
+
 def install_guard() -> None:
-    """Teach transformers' configs the guard; safe to call again."""
+    """Teach transformers' configs and models the guard; safe to call again."""
     patch(PretrainedConfig, "from_dict", _read)
     patch(PretrainedConfig, "to_dict", _write)
     patch(PretrainedConfig, "to_diff_dict", _write_file)
+    patch(PreTrainedModel, "save_pretrained", _save)
 
 
 def _read(original: Callable, cls: type, config_dict: dict[str, Any], **kwargs: Any) -> Any:
     if is_compressed(config_dict.get("quantization_config")):
-        config_dict = {key: value for key, value in config_dict.items() if key not in KEYS or value != WORDS}
+        config_dict = {key: value for key, value in config_dict.items() if key not in KEYS or not _is_words(value)}
         if (name := _weights_file(config_dict["quantization_config"])) is not None:
             config_dict["transformers_weights"] = name
     return original(cls, config_dict, **kwargs)
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(_START)
 
 
 def _write(original: Callable, config: PretrainedConfig) -> dict[str, Any]:
@@ -64,6 +82,18 @@ def _write_file(original: Callable, config: PretrainedConfig) -> dict[str, Any]:
     if is_compressed(output.get("quantization_config")):
         output |= dict.fromkeys(KEYS, WORDS)
     return output
+
+
+def _save(original: Callable, model: Any, *args: Any, **kwargs: Any) -> Any:
+    """PreTrainedModel.save_pretrained, whose config belongs to the user and may be that of other models too."""
+    if not is_dense_twin(model):
+        return original(model, *args, **kwargs)
+    record = model.config.quantization_config
+    del model.config.quantization_config
+    try:
+        return original(model, *args, **kwargs)
+    finally:
+        model.config.quantization_config = record
 
 
 def _weights_file(record: Any) -> str | None:

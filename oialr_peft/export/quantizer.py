@@ -34,11 +34,12 @@ class CompressedQuantizer(HfQuantizer):
         if type(found) is not int or found > FORMAT_VERSION:
             raise ValueError(
                 f"This compressed model has format version {found!r}; this oialr_peft reads versions up to "
-                f"{FORMAT_VERSION}. Upgrade it: `pip install -U oialr-peft`."
+                f"{FORMAT_VERSION}. Upgrade it, as its README says."
             )
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        from .files import check_entries, check_hashes, read_headers  # on first use: importing the package needs none
+        # On first use: importing the package needs none.
+        from .files import check_entries, check_hashes, read_headers, refuse_dense
 
         files = checkpoint_files(kwargs)
         entries = read_headers(files)
@@ -49,6 +50,7 @@ class CompressedQuantizer(HfQuantizer):
         shared = entries.keys() & tensors.keys()
         self._of_other_shape = {key for key in shared if entries[key][1]["shape"] != list(tensors[key].shape)}
         refuse_unclaimed(model, entries)
+        refuse_dense(entries, _tensors(model))
         check_hashes(files, self.quantization_config.files)
         return model
 

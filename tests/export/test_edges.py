@@ -230,6 +230,30 @@ def test_what_the_class_has_no_place_for_is_refused_and_not_left_out(add, tmp_pa
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 
+def with_another_head(model):
+    model.score = nn.Linear(model.score.in_features, 7, bias=False)
+    return r"'score.weight' has shape \[7, 16\], but .* makes it \[2, 16\].* `num_labels`"
+
+
+def with_a_longer_table(model):
+    model.model.embed_tokens = nn.Embedding(99, model.config.hidden_size)
+    return r"'model.embed_tokens.weight' has shape \[99, 16\], .*`vocab_size`"
+
+
+def with_fewer_layers(model):
+    model.model.layers = model.model.layers[:1]
+    return r"No values were found for 'model.layers.1\..* `num_hidden_layers`"
+
+
+@pytest.mark.parametrize("change", [with_another_head, with_a_longer_table, with_fewer_layers])
+def test_a_model_that_its_config_does_not_describe_names_the_field(change, tmp_path):
+    model = transformers.LlamaForSequenceClassification(tiny_llama().config)
+    words = change(model)
+    with pytest.raises(ValueError, match=words):
+        compressed(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("train_rest", [False, True])
 def test_values_that_are_infinite_are_neither_written_nor_loaded(train_rest, tmp_path):
     model = compressed(tiny_llama(), tmp_path, train_rest=train_rest)
