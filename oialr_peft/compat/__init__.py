@@ -17,6 +17,8 @@ it can go. Functions that are replaced for the whole process, by `patch.patch`:
                                                      tuner's layer can refuse to be wrapped
     PretrainedConfig.from_dict, .to_dict,            plain transformers must not load a compressed model as a dense
     .to_diff_dict (transformers)                     one; once a config can name the package that it needs
+    PreTrainedModel.save_pretrained (transformers)   a dense model made from a compressed one's config would be written
+                                                     with its record; once a config belongs to one model
 
 `late.once_imported` watches for the import of diffusers.quantizers.auto, whose tables get a line each; it can go once
 diffusers finds methods by an entry point.

