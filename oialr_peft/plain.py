@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from .compat.peft_ import AuxiliaryTrainingWrapper
 from .layer import OIALRLayer, adapted_weights, oialr_layers
 from .units import beginnings, short
 from .weights import AdaptedWeight
@@ -24,8 +24,8 @@ def plain_names(model: nn.Module) -> dict[str, str]:
         if isinstance(module, OIALRLayer):
             layers.add(f"{name}.")
             renamed[f"{name}.base_layer."] = f"{name}."
-        elif isinstance(module, AuxiliaryTrainingWrapper):
-            copies = {f"{name}.modules_to_save.{adapter}." for adapter in cast(Any, module).modules_to_save}
+        elif isinstance(module, ModulesToSaveWrapper):
+            copies = {f"{name}.modules_to_save.{adapter}." for adapter in module.modules_to_save}
             # With an adapter that has no copy of its own PEFT computes with the module itself.
             active = {f"{name}.modules_to_save.{adapter}." for adapter in module.active_adapters} & copies
             used = next(iter(active), f"{name}.original_module.")

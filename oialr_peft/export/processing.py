@@ -20,18 +20,20 @@ _READERS = {  # modules of transformers.models.auto, and their tables of model t
     "image_processing_auto": "IMAGE_PROCESSOR_MAPPING_NAMES",
     "feature_extraction_auto": "FEATURE_EXTRACTOR_MAPPING_NAMES",
 }
-# Tokenizers, processors and feature extractors of transformers write one of the first three; old ones have only a
-# vocabulary.
-_FILES = (
+# What transformers writes of processors and feature extractors, and of tokenizers; of old ones there is a vocabulary.
+_OF_INPUTS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_OF_WORDS = (
     "tokenizer_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
     "tokenizer.json",
+    "tekken.json",
     "vocab.txt",
     "vocab.json",
     "spiece.model",
     "tokenizer.model",
     "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spm.model",
+    "source.spm",
 )
 
 
@@ -40,16 +42,19 @@ def has_processing(place: str | os.PathLike) -> bool:
 
     To load one tells nothing: transformers 5 makes an empty tokenizer where there is a config.json alone.
     """
-    return any(_has(place, name) for name in _FILES)
+    return any(_has(place, name) for name in (*_OF_WORDS, *_OF_INPUTS))
 
 
 def processing_of(*places: str) -> Any:
     """The tokenizer or processor of the first place that has one; None where none has."""
-    from transformers import AutoProcessor  # on first use: it imports its whole table
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor  # on first use: whole tables
 
     for place in filter(has_processing, places):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            return AutoProcessor.from_pretrained(place)
+        # Of a pair AutoProcessor would make up a tokenizer that is not there.
+        words = any(_has(place, name) for name in _OF_WORDS)
+        for kind in (AutoProcessor,) if words else (AutoImageProcessor, AutoFeatureExtractor):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return kind.from_pretrained(place)
     return None
 
 

@@ -109,7 +109,8 @@ def shape_like(model: nn.Module, config: CompressedConfig) -> None:
     modules = dict(model.named_modules())
     for name in config.attention:
         if place := _find(modules, model, name):
-            model.set_submodule(place, take_apart(modules[place]))
+            model.set_submodule(place, apart := take_apart(modules[place]))
+            apart.stays = True
     modules = dict(model.named_modules())
     absent = []
     for name, rank in config.layers.items():

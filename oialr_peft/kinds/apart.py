@@ -15,9 +15,11 @@ class TakenApart(nn.Module):
 
     Attributes:
         parts: names of those layers.
+        stays: whether a compressed model has it like this, so that its parts are layers like any other.
     """
 
     parts: ClassVar[tuple[str, ...]]
+    stays = False
 
     @abstractmethod
     def join(self) -> nn.Module:
@@ -25,8 +27,8 @@ class TakenApart(nn.Module):
 
     @property
     def is_wrapped(self) -> bool:
-        """Whether all parts have adapters. In a compressed model they are layers of their own, some of them two."""
-        return all(isinstance(getattr(self, name), BaseTunerLayer) for name in self.parts)
+        """Whether it was taken apart for adapters, and every part has one."""
+        return not self.stays and all(isinstance(getattr(self, name), BaseTunerLayer) for name in self.parts)
 
     @property
     def unload_and_optionally_merge_module(self) -> Callable[..., nn.Module]:

@@ -97,7 +97,6 @@ class OIALRCallback(TrainerCallback, ExportableState):
             return
         if message := higher_ranks(self._ranks, self.updater.weights, state.best_model_checkpoint):
             warnings.warn(message, OIALRWarning, stacklevel=2)
-        self._ranks = rank_or_dense(self.updater.weights)
         self.updater.close()
         summary = self.updater.summary()
         if state.is_world_process_zero:

@@ -82,8 +82,11 @@ def early_cut(config: OIALRConfig, weights: Weights, schedule: Schedule, last: i
 
 
 def frozen(weights: Weights, trained: frozenset[int]) -> dict[str, str]:
-    """The optimizer steps, but not for this adapter or some of its layers, of which a cut would take all the same."""
-    still = [name for name, weight in weights.items() if id(weight.core) not in trained]
+    """The optimizer steps, but not for this adapter or some of its layers, of which a cut would take all the same.
+
+    `trained`: places of the weights that do train.
+    """
+    still = [name for place, name in enumerate(weights) if place not in trained]
     if not trained:
         adapter = next(iter(weights.values())).adapter
         return {

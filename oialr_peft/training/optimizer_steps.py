@@ -68,14 +68,14 @@ class OptimizerSteps:
     that a gradient scaler skipped are no steps, in a loop of one's own as under Accelerate.
 
     Attributes:
-        trained: ids of the parameters that were not frozen in all of the steps that were last asked for.
+        trained: places of the parameters that were not frozen in all of the steps that were last asked for.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
         self._counter = _steps_of(optimizer)
         self._began = self._asked = self._counter.total
         self._parameters = list(parameters)
-        self.trained = self._all = frozenset(map(id, self._parameters))
+        self.trained = self._all = frozenset(range(len(self._parameters)))
         self._training: set[int] = set()
         around_steps(optimizer, self, replaced=lambda _: False)
 
@@ -84,7 +84,7 @@ class OptimizerSteps:
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """A loop may freeze them before it asks, so look now."""
-        self._training |= {id(parameter) for parameter in self._parameters if parameter.requires_grad}
+        self._training |= {place for place, parameter in enumerate(self._parameters) if parameter.requires_grad}
 
     @property
     def at(self) -> tuple[int, int]:

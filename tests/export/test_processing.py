@@ -30,9 +30,11 @@ def test_a_vocabulary_alone_is_enough(bare, tmp_path):
     assert processing_of(bare)("film")["input_ids"] == [2, 5, 3]
 
 
-def test_an_image_processor_is_one(tmp_path):
+def test_an_image_processor_is_one_and_no_tokenizer_is_made_up_beside_it(tmp_path):
+    transformers.CLIPConfig().save_pretrained(tmp_path)
     transformers.CLIPImageProcessor().save_pretrained(tmp_path)
     assert has_processing(tmp_path)
+    assert not hasattr(processing_of(str(tmp_path)), "tokenizer")
 
 
 def test_a_repository_in_the_cache_is_looked_into(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from peft import (
 )
 from transformers import BertForSequenceClassification
 
-from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning, save_compressed
+from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning, rank_report, save_compressed
 from tests.conftest import MLP, output, tiny_bert, tokens
 from tests.helpers import disturb
 
@@ -191,6 +191,14 @@ def test_an_adapter_without_the_saved_modules_of_another_uses_the_models_own(bas
         torch.testing.assert_close(output(small, INPUTS), output(model, INPUTS), atol=1e-5, rtol=1e-4)
         again = PeftModel.from_pretrained(base(), tmp_path / "adapters" / name)
         torch.testing.assert_close(output(again, INPUTS), output(model, INPUTS))
+
+
+def test_an_adapter_trains_beside_loras_words(base):
+    words = {"word_embeddings": [1, 2]}
+    model = get_peft_model(base(), LoraConfig(target_modules=["query"], trainable_token_indices=words))
+    mix_in(model.base_model.model, OIALRConfig(residual=True, r=4, target_modules=["value"]))
+    OIALRUpdater(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad])).step()
+    assert "value" in str(rank_report(model))
 
 
 def test_a_saved_adapter_with_factors_inside_anothers_saved_module_says_so(base, tmp_path):

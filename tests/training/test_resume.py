@@ -261,9 +261,14 @@ def test_a_callback_counts_anew_for_a_model_whose_first_state_was_loaded(tmp_pat
         assert [entry["step"] for entry in run.state.log_history if "oialr/mean_rank" in entry] == [6, 10]
 
 
-def test_folds_of_a_model_that_is_factored_from_the_start_are_alike(tmp_path):
-    settings = {"delay": 0, "update_interval": 3, "layer_step": 0.3, "sigma_cutoff": 0.3, "train_rest": False}
-    run, ranks = trainer(tmp_path, settings, max_steps=12), []
+@pytest.mark.parametrize("delay", [0, 3])
+@pytest.mark.parametrize("best", [False, True])
+def test_folds_of_a_model_are_alike_whichever_is_brought_back_at_the_end(delay, best, tmp_path):
+    settings = {"delay": delay, "update_interval": 3, "layer_step": 0.3, "sigma_cutoff": 0.3, "train_rest": False}
+    every = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    every |= {"metric_for_best_model": "score", "greater_is_better": False, "load_best_model_at_end": True}
+    run, ranks = trainer(tmp_path, settings, max_steps=12, eval_dataset=dataset(4), **(every if best else {})), []
+    run.compute_metrics = lambda _: {"score": run.state.global_step}  # so that the first is the best
     first = {name: value.clone() for name, value in run.model.state_dict().items()}
     for _ in range(2):
         run.model.load_state_dict(first)
