@@ -46,8 +46,9 @@ def verdict(name: str, row: dict[str, Any], dense: dict[str, Any]) -> str:
     ]
     few = [f"{row['seeds']} seed(s) of both, a pointer and no result"] if row["seeds"] < 3 else []
     words = ["missed by " + ", ".join(misses) if misses else "reached", *few]
+    spread = "" if row["spread"] is None else f" ({where} the pooled spread, {pooled:.4f})"
     return (
-        f"{name}: {row['mean'] / dense['mean']:.3f} of dense ({where} the pooled spread, {pooled:.4f}), "
+        f"{name}: {row['mean'] / dense['mean']:.3f} of dense{spread}, "
         f"{trained:.0%} trains at the end, file {file:.2f} of dense's: {'; '.join(words)}."
     )
 

@@ -42,17 +42,20 @@ def has_processing(place: str | os.PathLike) -> bool:
 
     To load one tells nothing: transformers 5 makes an empty tokenizer where there is a config.json alone.
     """
-    return any(_has(place, name) for name in (*_OF_WORDS, *_OF_INPUTS))
+    return _has(place, _OF_WORDS) or _has(place, _OF_INPUTS)
 
 
 def processing_of(*places: str) -> Any:
     """The tokenizer or processor of the first place that has one; None where none has."""
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor  # on first use: whole tables
 
-    for place in filter(has_processing, places):
-        # Of a pair AutoProcessor would make up a tokenizer that is not there.
-        words = any(_has(place, name) for name in _OF_WORDS)
-        for kind in (AutoProcessor,) if words else (AutoImageProcessor, AutoFeatureExtractor):
+    for place in places:
+        kinds: tuple[Any, ...] = ()
+        if _has(place, _OF_WORDS):
+            kinds = (AutoProcessor,)
+        elif _has(place, _OF_INPUTS):  # of a pair AutoProcessor would make up the tokenizer
+            kinds = (AutoImageProcessor, AutoFeatureExtractor)
+        for kind in kinds:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 return kind.from_pretrained(place)
     return None
@@ -73,9 +76,12 @@ def warn_if_nothing_reads_inputs(base: PreTrainedModel, folder: Path) -> None:
         )
 
 
-def _has(place: str | os.PathLike, name: str) -> bool:
+def _has(place: str | os.PathLike, names: tuple[str, ...]) -> bool:
+    """Whether a place has any of these files."""
     if os.path.isdir(place):
-        return os.path.isfile(os.path.join(place, name))
-    with contextlib.suppress(OSError, ValueError):  # no such file, no such repository, no network
-        return cached_file(place, name) is not None
+        return any(os.path.isfile(os.path.join(place, name)) for name in names)
+    for name in names:
+        with contextlib.suppress(OSError, ValueError):  # no such file, no such repository, no network
+            if cached_file(place, name) is not None:
+                return True
     return False

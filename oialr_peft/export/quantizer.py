@@ -44,13 +44,13 @@ class CompressedQuantizer(HfQuantizer):
         files = checkpoint_files(kwargs)
         entries = read_headers(files)
         shape_like(model, self.quantization_config)
-        tensors = model.state_dict()
-        check_entries(entries, tensors, _tensors(model))
+        tensors, factors = model.state_dict(), _tensors(model)
+        check_entries(entries, tensors, factors)
         # transformers refuses these itself, unless it was told to `ignore_mismatched_sizes` and makes them anew.
         shared = entries.keys() & tensors.keys()
         self._of_other_shape = {key for key in shared if entries[key][1]["shape"] != list(tensors[key].shape)}
         refuse_unclaimed(model, entries)
-        refuse_dense(entries, _tensors(model))
+        refuse_dense(entries, factors)
         check_hashes(files, self.quantization_config.files)
         return model
 

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 
@@ -26,14 +25,9 @@ class TakenApart(nn.Module):
         """The module as it was, with the weights of the parts, which must be plain layers again."""
 
     @property
-    def is_wrapped(self) -> bool:
-        """Whether it was taken apart for adapters, and every part has one."""
-        return not self.stays and all(isinstance(getattr(self, name), BaseTunerLayer) for name in self.parts)
-
-    @property
     def unload_and_optionally_merge_module(self) -> Callable[..., nn.Module]:
         """PEFT's hook for unloading a module that is not one layer; without it PEFT goes into the module."""
-        if not self.is_wrapped:
+        if self.stays:
             raise AttributeError("unload_and_optionally_merge_module")
         return self._unload
 

@@ -101,7 +101,7 @@ def has_parts(layer: nn.Module) -> bool:
     Not one of a compressed model, whose parts are layers that are found like any other.
     """
     if isinstance(layer, TakenApart):
-        return layer.is_wrapped
+        return not layer.stays
     return is_attention(layer) or is_experts(layer)
 
 

@@ -187,7 +187,7 @@ def _inside_adapter(model: nn.Module, name: str) -> bool:
         module = model.get_submodule(parent)
         if isinstance(module, (OIALRLayer, AuxiliaryTrainingWrapper)):
             return True
-        if isinstance(module, TakenApart) and module.is_wrapped:
+        if isinstance(module, TakenApart) and not module.stays:
             return True
         parent = parent.rpartition(".")[0]
     return False

@@ -98,27 +98,28 @@ def weight_of(model):
     return weight.dense(torch.float64)
 
 
-def test_micro_batches_count_together_and_evaluation_does_not():
-    x = colour(torch.randn(6, 12), -1)
+def updated(x, micro_batches=1, before=lambda model: None):
+    """The weight after the update that halves its rank, on this batch."""
     model, optimizer, updater = half_way()
-    step(model, x, optimizer, updater)
-    parts, optimizer, updater = half_way()
-    parts.eval()
-    parts(torch.randn(50, 12))
-    parts.train()
-    step(parts, x, optimizer, updater, micro_batches=3)
-    torch.testing.assert_close(weight_of(parts), weight_of(model), rtol=1e-2, atol=5e-4)
+    before(model)
+    step(model, x, optimizer, updater, micro_batches)
+    return weight_of(model)
+
+
+def test_micro_batches_count_together_and_evaluation_does_not():
+    def evaluate(model):
+        model.eval()
+        model(torch.randn(50, 12))
+        model.train()
+
+    x = colour(torch.randn(6, 12), -1)
+    torch.testing.assert_close(updated(x, 3, before=evaluate), updated(x), rtol=1e-2, atol=5e-4)
 
 
 def test_training_without_dropout_counts():
     """In evaluation mode, as some train."""
     x = colour(torch.randn(6, 12), -1)
-    model, optimizer, updater = half_way()
-    step(model, x, optimizer, updater)
-    other, optimizer, updater = half_way()
-    other.eval()
-    step(other, x, optimizer, updater)
-    assert torch.equal(weight_of(other), weight_of(model))
+    assert torch.equal(updated(x, before=nn.Module.eval), updated(x))
 
 
 def test_under_autocast_the_update_is_in_full_precision():
