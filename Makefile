@@ -46,8 +46,8 @@ test-isa: $(VENV)/.installed  ## both suites as on other processors: two older i
 test-lowest:  ## registration, training, saving, loading and compressed checkpoints on the oldest supported versions
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[plots]" datasets pytest pytest-timeout
-	$(VENV)-lowest/bin/python -m pytest tests/peft tests/export tests/hostile tests/training/test_trainer.py
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[plots]" datasets pytest pytest-timeout pytest-xdist
+	OMP_NUM_THREADS=$(THREADS) $(VENV)-lowest/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal tests/peft tests/export tests/hostile tests/training/test_trainer.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

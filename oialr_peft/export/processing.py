@@ -47,12 +47,13 @@ def has_processing(place: str | os.PathLike) -> bool:
 
 def processing_of(*places: str) -> Any:
     """The tokenizer or processor of the first place that has one; None where none has."""
-    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor  # on first use: whole tables
+    # On first use: whole tables.
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     for place in places:
         kinds: tuple[Any, ...] = ()
         if _has(place, _OF_WORDS):
-            kinds = (AutoProcessor,)
+            kinds = (AutoProcessor, AutoTokenizer)  # of transformers 4 the first one needs a config.json
         elif _has(place, _OF_INPUTS):  # of a pair AutoProcessor would make up the tokenizer
             kinds = (AutoImageProcessor, AutoFeatureExtractor)
         for kind in kinds:

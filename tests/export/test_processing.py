@@ -39,6 +39,7 @@ def test_an_image_processor_is_one_and_no_tokenizer_is_made_up_beside_it(tmp_pat
 
 def test_a_repository_in_the_cache_is_looked_into(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path), raising=False)  # transformers 4
     for name, files in (("full", ["config.json", "spiece.model"]), ("empty", ["config.json"])):
         folder = tmp_path / f"models--me--{name}"
         (folder / "refs").mkdir(parents=True)

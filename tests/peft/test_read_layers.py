@@ -117,7 +117,8 @@ def tiny_deberta():
 
 def test_a_table_that_another_module_reads_is_left_alone_or_refused_by_name():
     selection = get_peft_model(tiny_deberta(), OIALRConfig(embeddings=True)).base_model.selection
-    assert "DebertaV2ForMaskedLM reads its weight" in selection.skipped["deberta.embeddings.word_embeddings"]
+    reason = selection.skipped["deberta.embeddings.word_embeddings"]
+    assert "DebertaV2ForMaskedLM reads its weight" in reason or "is tied" in reason  # as transformers 4 has it
     assert "deberta.embeddings.position_embeddings" in selection.chosen
     with pytest.raises(ValueError, match="word_embeddings' is read directly by DebertaV2ForMaskedLM"):
         get_peft_model(tiny_deberta(), OIALRConfig(target_modules=["word_embeddings"]))
