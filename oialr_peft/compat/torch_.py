@@ -129,6 +129,11 @@ def writes(tensor: torch.Tensor) -> int:
     return tensor._version
 
 
+def lion_rate(optimizer: Any) -> float:
+    """The rate by which lion_pytorch divides its decay, so that it does not follow the rate; 1 of other optimizers."""
+    return optimizer._init_lr if getattr(optimizer, "decoupled_wd", False) else 1.0
+
+
 def with_child(module: Any, name: str, child: nn.Module) -> Any:
     """A shallow copy of a module with another child; the module itself is as it was. torch has no such thing."""
     copied = copy.copy(module)

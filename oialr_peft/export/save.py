@@ -119,9 +119,12 @@ def _with_body(whole: Any, small: PreTrainedModel) -> Any:
 def _check(base: Any) -> None:
     """Refuse what cannot be written as a small model."""
     if not isinstance(base, PreTrainedModel):
+        way = "Use `model.merge_and_unload()` and save the dense model in its own way."
+        if hasattr(base, "model_body"):  # setfit's
+            way = "Save its `model_body`."
         raise TypeError(
             "save_compressed writes models of transformers, sentence-transformers and diffusers; got "
-            f"{type(base).__name__}. Use `model.merge_and_unload()` and save the dense model in its own way."
+            f"{type(base).__name__}. {way}"
         )
     check_adapter(base)
 

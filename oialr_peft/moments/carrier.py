@@ -75,6 +75,10 @@ class MomentCarrier:
         whole = [value for value in squares if value.shape == parameter.shape and not is_sharded(value)]
         return bounded(whole[0]) if whole else None
 
+    def drop(self, parameters: dict[str, nn.Parameter]) -> list[str]:
+        """Drop the state of parameters; returns the names of those that had one."""
+        return [name for name, parameter in parameters.items() if self.optimizer.state.pop(parameter, None)]
+
     def drop_stale(self, parameters: dict[str, nn.Parameter]) -> list[str]:
         """Drop state whose shape is not its parameter's (an adapter was reloaded under it); returns the names."""
         stale = []
@@ -128,7 +132,8 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 def _refuse_nested(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> None:
     raise ValueError(
         f"{type(outer).__name__} holds another optimizer, {type(inner).__name__}, and a state beside that one's. "
-        f"OIALR carries one state through basis updates, not two: train with {type(inner).__name__} alone."
+        f"OIALR carries one state through basis updates, not two: train with {type(inner).__name__} alone. If the "
+        "outer one keeps nothing from one step to the next (SAM), hand the inner one to the updater."
     )
 
 

@@ -8,6 +8,7 @@ import warnings
 import weakref
 from typing import Any
 
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
@@ -61,7 +62,8 @@ class OIALRCallback(TrainerCallback, ExportableState):
                 "factors. Start a process for each GPU (`torchrun`, `accelerate launch`), or show one "
                 "(CUDA_VISIBLE_DEVICES=0)."
             )
-        model, progress = kwargs["model"], self._progress_of(kwargs["model"], state)
+        model = _trained_module(kwargs["model"])
+        progress = self._progress_of(model, state)
         _refuse_best_of_another_name(args, model)
         total = progress["steps"] + state.max_steps - state.global_step
         self.updater = OIALRUpdater(model, kwargs["optimizer"], total_steps=total, check=self.check)
@@ -139,6 +141,17 @@ class OIALRCallback(TrainerCallback, ExportableState):
             trackers.callbacks = [callback for callback in handler.callbacks if not isinstance(callback, console)]
             # Not its `on_log`, which would mark the Trainer's own log of this step as done.
             trackers.call_event("on_log", args, state, control, logs=logs)
+
+
+def _trained_module(model: Any) -> nn.Module:
+    """What the Trainer trains, of setfit's the body that has the adapter."""
+    found = model if isinstance(model, nn.Module) else getattr(model, "model_body", None)
+    if not isinstance(found, nn.Module):
+        raise TypeError(
+            f"This Trainer trains a {type(model).__name__}, which is no torch module. Make the updates by an "
+            "`OIALRUpdater(module, optimizer)` of the module that has the adapter."
+        )
+    return found
 
 
 def _refuse_best_of_another_name(args: Any, model: Any) -> None:

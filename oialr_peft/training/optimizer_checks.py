@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
-from ..errors import OIALRWarning
 from ..layer import OIALRLayer
 from ..moments import MomentCarrier
 from ..weights import AdaptedWeight
+from ..workers.sharding import is_sharded
 
 
 def check_optimizer(
-    carrier: MomentCarrier, weights: Mapping[str, AdaptedWeight], layers: Mapping[str, OIALRLayer]
+    carrier: MomentCarrier, weights: Mapping[str, AdaptedWeight], layers: Mapping[str, OIALRLayer], bases: str
 ) -> None:
-    """Raise where the optimizer would not train the adapter; moments of another rank start afresh, with a warning.
+    """Raise where the optimizer would not train the adapter.
 
     Raises:
         ValueError: the adapter is frozen or merged, or the optimizer does not hold its parameters, or keeps one state
             for all of them.
+        NotImplementedError: the parameters are sharded, and `bases` is not "frozen".
     """
     held = {id(p) for group in carrier.optimizer.param_groups for p in group["params"]}
     parameters = {name: weight.core for name, weight in weights.items()}
@@ -53,10 +53,8 @@ def check_optimizer(
             "LBFGS keeps the history of all parameters as one flat vector, which does not fit any more once a rank "
             "falls. Train an OIALR adapter with an optimizer that has a state per parameter, such as AdamW or Muon."
         )
-    if stale := carrier.drop_stale(parameters):
-        warnings.warn(
-            f"The optimizer held moments of another rank for {len(stale)} layers, first '{stale[0]}': an adapter "
-            "was loaded under it. They start afresh.",
-            OIALRWarning,
-            stacklevel=4,
+    if bases != "frozen" and any(map(is_sharded, parameters.values())):
+        raise NotImplementedError(
+            f"FSDP2 shards by shape, so bases='{bases}', the default of `target_size`, cannot change what trains. Use "
+            "OIALRConfig(bases='frozen'), or DistributedDataParallel."
         )

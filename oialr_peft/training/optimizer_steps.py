@@ -23,10 +23,11 @@ class _Steps:
     """The steps of one optimizer. A class that calls its parent's `step` fires torch's hooks for both: one step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.total = self.depth = 0
+        self.total = self.depth = self.loads = 0
         self.around: list[weakref.ref[Around]] = []
         optimizer.register_step_pre_hook(self._begin)
         optimizer.register_step_post_hook(self._end)
+        optimizer.register_load_state_dict_post_hook(self._load)
 
     def listening(self) -> list[Around]:
         return [found for ref in self.around if (found := ref()) is not None]
@@ -44,6 +45,9 @@ class _Steps:
             for around in self.listening():
                 around.after_step(optimizer)
 
+    def _load(self, _: torch.optim.Optimizer) -> None:
+        self.loads += 1
+
 
 # One for each optimizer, for good: hooks that are removed while torch goes through them end the step with an error.
 _STEPS: weakref.WeakKeyDictionary[torch.optim.Optimizer, _Steps] = weakref.WeakKeyDictionary()
@@ -55,10 +59,21 @@ def _steps_of(optimizer: torch.optim.Optimizer) -> _Steps:
     return _STEPS[optimizer]
 
 
-def around_steps(optimizer: torch.optim.Optimizer, new: Around, replaced: Callable[[Around], bool]) -> None:
-    """Call `new` around the steps of an optimizer for as long as it lives, and those that it replaces no more."""
+def loads_of(optimizer: torch.optim.Optimizer) -> int:
+    """How often a state was loaded into the optimizer since this was first asked."""
+    return _steps_of(optimizer).loads
+
+
+def around_steps(
+    optimizer: torch.optim.Optimizer, new: Around, replaced: Callable[[Around], bool], *, first: bool = False
+) -> None:
+    """Call `new` around the steps of an optimizer for as long as it lives, and those that it replaces no more.
+
+    It is called after all others, or before them with `first`.
+    """
     steps = _steps_of(optimizer)
-    steps.around = [weakref.ref(old) for old in steps.listening() if not replaced(old)] + [weakref.ref(new)]
+    others = [weakref.ref(old) for old in steps.listening() if not replaced(old)]
+    steps.around = [weakref.ref(new), *others] if first else [*others, weakref.ref(new)]
 
 
 class OptimizerSteps:
@@ -103,6 +118,16 @@ class OptimizerSteps:
             "optimizer, make an updater for them, and hand the state over: "
             "`OIALRUpdater(model, optimizer).load_state_dict(updater.state_dict())`."
         )
+
+    @property
+    def pending(self) -> int:
+        """The steps that were taken and not asked for yet."""
+        return self._counter.total - self._asked
+
+    def wait_for(self, pending: int) -> None:
+        """Forget the steps so far, but for so many that the next call of `since_last_asked` counts."""
+        self.since_last_asked()
+        self._asked -= pending
 
     def since_last_asked(self) -> int:
         """How many steps were taken since the last call of this, which comes between steps."""

@@ -24,6 +24,8 @@ def checked_state(state: Any, full_ranks: Mapping[str, int]) -> tuple[int, dict[
     """
     if not isinstance(state, Mapping) or not _is_count(steps := state.get("steps"), 0, _LARGEST):
         raise ValueError(_damaged("`steps` must be a whole number of optimizer steps", state))
+    if not _is_count(pending := state.get("pending", 0), 0, _LARGEST):
+        raise ValueError(_damaged("`pending` must be a whole number of optimizer steps", pending))
     ranks = state.get("live_ranks", {})
     if not isinstance(ranks, Mapping):
         raise ValueError(_damaged("`live_ranks` must be an object {layer name: rank}", ranks))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..compat.torch_ import foreach_extrapolate, foreach_scaled, writes
+from ..compat.torch_ import foreach_extrapolate, foreach_scaled, lion_rate, writes
 from ..errors import OIALRWarning
 from ..policy.step_size import KINDS, Ramp, StepKind, StepSize
 from .optimizer_steps import around_steps
@@ -64,6 +64,11 @@ class StepScale:
         self._settle()
         for name, target in self._targets().items():
             self._ramps[name].aim(target)
+
+    def restart(self) -> None:
+        """Ranks were loaded: from the next step on the scales of those, unless scales were loaded with them."""
+        if self._loaded is None:
+            self._loaded = {}
 
     def scales(self) -> dict[str, float]:
         """{layer: factor of its next step}."""
@@ -142,7 +147,7 @@ class StepScale:
         for name, factor in self.scales().items():
             if factor != 1:
                 core = self._layers[name].core
-                alike[factor, 1 - self._decay(groups.get(id(core), {}))].append(core)
+                alike[factor, 1 - self._decay(optimizer, groups.get(id(core), {}))].append(core)
         self._origins = defaultdict(list)
         for (factor, kept), cores in alike.items():
             origins = foreach_scaled([core.detach() for core in cores], kept)
@@ -164,11 +169,15 @@ class StepScale:
         for ramp in self._ramps.values():
             ramp.advance()
 
-    def _decay(self, group: Mapping[str, Any]) -> Any:
+    def _decay(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Any:
         """The share of a parameter that decay takes in a step, where that is no part of the step itself."""
-        if not group.get("decoupled_weight_decay", self._decays_apart or "kind" in group):
+        apart = self._decays_apart or "kind" in group
+        if not (group.get("decoupled_weight_decay", apart) and group.get("weight_decouple", True)):
             return 0.0
-        return (group.get("lr") or 0.0) * group.get("weight_decay", 0.0)  # Adafactor may find its rate by itself
+        decay = group.get("weight_decay", 0.0)
+        if group.get("fixed_decay"):  # pytorch_optimizer's, as the flag above
+            return decay
+        return (group.get("lr") or 0.0) * decay / lion_rate(optimizer)  # Adafactor may find its rate by itself
 
 
 def _groups(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:

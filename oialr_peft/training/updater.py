@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compat.lightning_ import unwrapped
 from ..errors import OIALRWarning
 from ..layer import adapted_weights, oialr_layers
 from ..moments import MomentCarrier
@@ -24,6 +25,7 @@ from . import ending, notices, target
 from .averages import Averages
 from .optimizer_checks import check_optimizer
 from .optimizer_steps import GradientWatch, OptimizerSteps
+from .restored import Restored
 from .saved_state import checked_scales, checked_settling, checked_state
 from .seen import SeenActivations
 from .settling import Waiting
@@ -65,6 +67,7 @@ class OIALRUpdater:
     def __init__(
         self, model: nn.Module, optimizer: Any, *, total_steps: int | None = None, check: bool = False
     ) -> None:
+        model = unwrapped(model)
         self.total_steps, self.check = whole_steps(total_steps), check
         self.weights = adapted_weights(model)
         self.optimizer = optimizer
@@ -78,6 +81,7 @@ class OIALRUpdater:
         self.parallel = Parallel(model, optimizer, self._parameters(), self._facts, error)
         self._waiting = Waiting(self.weights, self.policies.settling)
         self._step_scale = StepScale(self.carrier.optimizer, self.weights, self.policies.step_size)
+        self._restored = Restored(self.carrier, self.weights, self._step_scale)
         self._seen = SeenActivations(self.weights, self.config, self.policies.ranks)
         self._look_ahead()
         below = {"below target": target.starts_below(self._size, self.config, self.weights)}
@@ -95,12 +99,7 @@ class OIALRUpdater:
         self.carrier = MomentCarrier(self.optimizer, self.config.moments)
         self._watches = [weight.watch for weight in self.weights.values() if weight.watch]
         self.policies, self._size = target.policies_for(model, self.config, self.weights, self.total_steps)
-        check_optimizer(self.carrier, self.weights, oialr_layers(model))
-        if self.config.bases != "frozen" and any(map(is_sharded, self._parameters().values())):
-            raise NotImplementedError(
-                f"FSDP2 shards by shape, so bases='{self.config.bases}', the default of `target_size`, cannot change "
-                "what trains. Use OIALRConfig(bases='frozen'), or DistributedDataParallel."
-            )
+        check_optimizer(self.carrier, self.weights, oialr_layers(model), self.config.bases)
         self._steps_taken = OptimizerSteps(self.carrier.optimizer, self._parameters().values())
         self._gradients = GradientWatch(self._parameters().values())
         self._averages = Averages(model, list(self.weights.values()), self._watches)
@@ -164,6 +163,7 @@ class OIALRUpdater:
         size = self._size.with_ranks(self.weights)
         report = replace(report, compressed_bytes=size.compressed.bytes, dense_bytes=size.dense.bytes)
         self._step_scale.refresh()
+        self._restored.note()
         if report.factorised or report.changed:
             self.parallel.after_update()
         if self.check:
@@ -227,6 +227,7 @@ class OIALRUpdater:
         live = {name: weight.sharded_rank for name, weight in self.weights.items() if weight.sharded_rank}
         scales = self._step_scale.state_dict()
         state = {"live_ranks": live, "step_scales": scales, "settling": self._waiting.state_dict()}
+        state["pending"] = self._steps_taken.pending  # in a checkpoint that is written before `step` is called
         return {"steps": self.steps, **{name: value for name, value in state.items() if value}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -238,7 +239,7 @@ class OIALRUpdater:
         steps, ranks = checked_state(state, {name: weight.full_rank for name, weight in self.weights.items()})
         scales, settling = checked_scales(state), checked_settling(state, self.weights)
         self.steps = steps
-        self._steps_taken.since_last_asked()
+        self._steps_taken.wait_for(state.get("pending", 0))
         for name, weight in self.weights.items():
             if name in ranks and is_sharded(weight.core):  # elsewhere shapes tell the rank
                 weight.sharded_rank = ranks[name]

@@ -35,7 +35,7 @@ from ..linalg import factored_size
 
 # Output heads that lie inside a model's body (Autoformer's), or of models that do not tell which part is their body.
 HEAD_NAMES = frozenset(
-    "classification_head classifier head lm_head output_projection qa_outputs score seasonality_projection "
+    "classification_head classifier head lm_head output_projection qa_outputs score seasonality_projection to_logits "
     "trend_projection".split()
 )
 EMBEDDING = re.compile(r"(^|\.)(\w*_)?embed(ding|dings|s|der)?(_tokens)?\.")  # a layer inside an embedding module
@@ -169,6 +169,16 @@ def refuse_to_merge_shared(model: nn.Module) -> None:
                 "can't be merged. `save_compressed` writes both where the adapter replaces it; to merge, load the "
                 "base model with `tie_word_embeddings=False`, or leave the tied layers out with `exclude_modules`."
             )
+
+
+def output_layers(model: nn.Module) -> set[nn.Module]:
+    """The output heads that a model knows itself: transformers' `get_output_embeddings`, timm's `get_classifier`."""
+    timm_inside = getattr(model, "timm_model", None)  # of transformers' TimmWrapper
+    asked = [(model, "get_output_embeddings"), (model, "get_classifier"), (timm_inside, "get_classifier")]
+    ways = [getattr(asked_one, way, None) for asked_one, way in asked]
+    given = [way() for way in ways if callable(way)]
+    heads = [head for found in given for head in (found if isinstance(found, tuple) else (found,))]
+    return {module for head in heads if isinstance(head, nn.Module) for module in head.modules()}
 
 
 def is_body_head(name: str) -> bool:

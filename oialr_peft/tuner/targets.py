@@ -21,6 +21,7 @@ from .rules import (
     is_body_head,
     is_in_embedding,
     is_tied,
+    output_layers,
     pointless_reason,
     reason_against,
     refuse_tied_modules_to_save,
@@ -118,8 +119,7 @@ def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: M
     selection = TargetSelection()
     uses, prefix = uses_of(model), getattr(model, "base_model_prefix", "")
     body = f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
-    get_output = getattr(model, "get_output_embeddings", None)
-    output = get_output() if callable(get_output) else None
+    outputs = output_layers(model)
     for name, layer in modules.items():
         if name.rpartition(".")[0] in selection.chosen:
             continue  # the output projection of attention
@@ -135,7 +135,7 @@ def _default(model: nn.Module, modules: Modules, config: OIALRConfig, matches: M
                 selection.uncovered += [] if excluded else [name]
         elif isinstance(base, nn.Embedding) and not config.embeddings:
             continue
-        elif not name.startswith(body) or base is output or is_body_head(name):
+        elif not name.startswith(body) or base in outputs or is_body_head(name):
             selection.skipped[name] = "output head"
         elif is_in_embedding(name) and not isinstance(base, nn.Embedding):
             selection.skipped[name] = "part of an embedding"

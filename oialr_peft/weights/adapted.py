@@ -85,11 +85,15 @@ class AdaptedWeight:
         return self.form.left or self.form.right
 
     @property
+    def bases(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Left and right, as they are stored."""
+        left = self._stores[U.name][self.adapter] if self.form.left else None
+        return left, self._stores[VH.name][self.adapter] if self.form.right else None
+
+    @property
     def factors(self) -> Factors:
         """Core and bases. Where FSDP holds them in the shapes of an earlier rank, the part that is in use."""
-        left = self._stores[U.name][self.adapter] if self.form.left else None
-        right = self._stores[VH.name][self.adapter] if self.form.right else None
-        core, rank = self.core, self.sharded_rank
+        (left, right), core, rank = self.bases, self.core, self.sharded_rank
         if rank is None:
             return Factors(left, core, right)
         blocks = (left[..., :rank], core[..., :rank, :rank], right[..., :rank, :])  # type: ignore[index]

@@ -200,7 +200,7 @@ def test_a_head_of_another_size_is_made_anew_where_that_is_asked_for(tmp_path):
     assert other.classifier.weight.shape[0] == 7
     expected = model.base_model.model.bert(tokens()).last_hidden_state
     torch.testing.assert_close(other.bert(tokens()).last_hidden_state, expected)
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes|size mismatch"):
+    with pytest.raises(RuntimeError, match=r"ignore_mismatched_sizes|size mismatch"):
         load(tmp_path / "model", num_labels=7)
 
 

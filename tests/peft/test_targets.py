@@ -45,6 +45,30 @@ def test_the_default_config_factorises_the_body_and_keeps_the_output(name):
     assert all("oialr_sigma" in n for n in trainable)
 
 
+class Timm(nn.Module):
+    """A model that tells its head in timm's way."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def get_classifier(self):
+        return self.fc
+
+
+class Wrapper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.timm_model = Timm()
+
+
+@pytest.mark.parametrize(("make", "start"), [(Timm, ""), (Wrapper, "timm_model.")])
+def test_the_head_that_a_timm_model_names_is_left_alone(make, start):
+    selection = get_peft_model(make(), OIALRConfig()).base_model.selection
+    assert selection.chosen == [f"{start}body"]
+    assert selection.skipped == {f"{start}fc": "output head"}
+
+
 def test_tied_layers_are_left_alone_and_named():
     model = get_peft_model(tiny_llama(tie_word_embeddings=True), OIALRConfig())
     assert "lm_head" in model.base_model.selection.skipped

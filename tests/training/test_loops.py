@@ -5,13 +5,15 @@ import io
 import itertools
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from peft import get_peft_model
 from torch import nn
 
-from oialr_peft import MuonAdamW, OIALRCallback, OIALRConfig, OIALRUpdater
+from oialr_peft import MuonAdamW, OIALRCallback, OIALRConfig, OIALRUpdater, save_compressed
 from oialr_peft.errors import OIALRWarning
 from tests.conftest import MLP, tiny_bert, tiny_gpt2, tokens
 from tests.peft.test_partial_state import INPUTS
@@ -292,3 +294,47 @@ def test_updaters_of_two_adapters_in_turn_made_anew_are_no_conflict():
 
 def test_a_callback_can_be_pickled_before_it_trains():
     assert pickle.loads(pickle.dumps(OIALRCallback(trace="x"))).trace == "x"
+
+
+class _FabricModule(nn.Module):
+    """As `fabric.setup` of Lightning wraps a model: the state dict of the one inside, modules with other names."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self._forward_module = inner
+        self._original_module = inner
+
+    @property
+    def module(self):
+        return self._original_module
+
+    def state_dict(self, *args, **kwargs):
+        return self.module.state_dict(*args, **kwargs)
+
+    def forward(self, *args):
+        return self._forward_module(*args)
+
+
+def test_a_model_that_fabric_wrapped_is_the_model_inside():
+    found = []
+    for wrap in (lambda model: model, _FabricModule):
+        torch.manual_seed(0)
+        model = get_peft_model(MLP(), OIALRConfig(target_size=0.9, train_rest=True))
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        updater = OIALRUpdater(wrap(model), optimizer, total_steps=12)
+        train(model, optimizer, updater, range(12))
+        found.append((model.base_model.ranks(), updater.summary()))
+    assert found[0] == found[1]
+
+
+def test_the_callback_trains_the_body_of_what_is_no_module_itself(tmp_path):
+    """setfit's trainer hands its callbacks a SetFitModel, which holds the module as `model_body`."""
+    model, optimizer, _ = start()
+    callback, state = OIALRCallback(), transformers.TrainerState(max_steps=6)
+    holder, arguments = SimpleNamespace(model_body=model), transformers.TrainingArguments(str(tmp_path))
+    callback.on_train_begin(arguments, state, None, model=holder, optimizer=optimizer)
+    assert set(callback.updater.weights) == set(model.base_model.ranks())
+    with pytest.raises(TypeError, match="trains a SimpleNamespace, which is no torch module"):
+        callback.on_train_begin(arguments, state, None, model=SimpleNamespace(), optimizer=optimizer)
+    with pytest.raises(TypeError, match="Save its `model_body`"):
+        save_compressed(holder, tmp_path)

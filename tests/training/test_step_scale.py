@@ -55,6 +55,40 @@ def test_the_step_is_multiplied_and_decoupled_decay_is_not(name):
         torch.testing.assert_close(decayed, 4 * plain - 1e-3 * before)
 
 
+class Lion(torch.optim.Optimizer):
+    """What third-party Lions do with their decay, by the names that they give it."""
+
+    def __init__(self, parameters, lr, weight_decay, divided=False, **group):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, **group})
+        self.decoupled_wd, self._init_lr = divided, lr  # lion_pytorch's
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            rate, decay = group["lr"], group["weight_decay"]
+            for parameter in group["params"]:
+                if group.get("weight_decouple", True):  # pytorch_optimizer's, with the next one
+                    whole = group.get("fixed_decay") or self.decoupled_wd
+                    parameter.mul_(1 - decay * (1 if whole else rate))
+                    parameter.sub_(rate * parameter.grad.sign())
+                else:
+                    parameter.sub_(rate * (parameter.grad + decay * parameter).sign())
+
+
+@pytest.mark.parametrize(
+    ("flags", "share"),
+    [({}, 1e-3), ({"fixed_decay": True}, 0.1), ({"divided": True}, 0.1), ({"weight_decouple": False}, None)],
+)
+def test_the_decay_of_other_libraries_is_not_multiplied(flags, share):
+    def make(parameters, decay):
+        return Lion(parameters, 1e-2, decay, **flags)
+
+    plain, before, _ = change(make, "none", decay=0.1)
+    scaled_change, _, _ = change(make, "match", decay=0.1)
+    decayed = 0 if share is None else -share * before
+    torch.testing.assert_close(scaled_change, 4 * (plain - decayed) + decayed)
+
+
 def test_muon_has_its_own_rule():
     def make(parameters, decay):
         return MuonAdamW(parameters, muon_lr=1e-2, weight_decay=decay)
