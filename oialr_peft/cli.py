@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from safetensors import SafetensorError
 
 from .plan.inspect import inspect_table
 from .plan.numbers import architecture, meta_model, plan_run
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show is no failure
     try:
         parsed.run(parsed)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         parser.exit(2, f"oialr: {error}\n")
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
@@ -120,11 +121,18 @@ def _merge(parsed: argparse.Namespace) -> None:
     print(f"Written: {parsed.output}")
 
 
+def _folder(text: str) -> str:
+    """A path; an empty one, as of a shell variable that is not set, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the folder has no name; write '.' for the current one")
+    return text
+
+
 def _add_writer(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> None:
     """A command from an adapter to the folder of a model."""
     writer = commands.add_parser(name, help=text, description=text)
     writer.add_argument("adapter", metavar="ADAPTER", help=_ADAPTER)
-    writer.add_argument("output", metavar="FOLDER", help="where the model is written")
+    writer.add_argument("output", metavar="FOLDER", type=_folder, help="where the model is written")
     writer.set_defaults(run=run)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .errors import OIALRWarning
+from .errors import tell
 
 
 if TYPE_CHECKING:
@@ -38,11 +38,13 @@ class UpdateWatch:
         self._attended = False
         self._steps = 0
         self._warned = False
-        _WATCHES.add(self)
+        with _LOCK:
+            _WATCHES.add(self)
 
     def end(self) -> None:
         """Stop counting: the adapter is gone."""
-        _WATCHES.discard(self)
+        with _LOCK:
+            _WATCHES.discard(self)
 
     def attend(self) -> None:
         """An updater was made for this adapter."""
@@ -75,14 +77,12 @@ class UpdateWatch:
         if self._attended and self._steps <= self.limit:
             return
         self._warned = True
-        warnings.warn(
+        tell(
             f"{self._steps} optimizer steps were taken, but no OIALR update was made; one was due by step "
             f"{self.limit}. Ranks and bases stay as they are. {WAY_OUT}"
             if self._attended
             else "An optimizer trains an OIALR adapter, but no OIALR update was made or is to come: there is no "
-            f"OIALRCallback or OIALRUpdater for it. {self._lost(weight)} {WAY_OUT}",
-            OIALRWarning,
-            stacklevel=5,
+            f"OIALRCallback or OIALRUpdater for it. {self._lost(weight)} {WAY_OUT}"
         )
 
     @staticmethod
@@ -105,10 +105,13 @@ class UpdateWatch:
 # Watches end with their weights, but torch's hook stays: one that is removed while torch goes through its hooks, as
 # garbage collection may do, ends the step with an error.
 _WATCHES: weakref.WeakSet[UpdateWatch] = weakref.WeakSet()
+_LOCK = threading.RLock()  # adapters may be made in one thread while another one trains
 
 
 def _tell_watches(optimizer: Any, args: Any, kwargs: Any) -> None:
-    for watch in list(_WATCHES):
+    with _LOCK:
+        watches = list(_WATCHES)
+    for watch in watches:
         watch.on_step(optimizer)
 
 

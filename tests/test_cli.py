@@ -335,3 +335,26 @@ def test_a_terminal_of_few_letters_is_no_reason_to_fail(adapter, tmp_path, monke
     said = terminal.buffer.getvalue().decode("ascii")
     assert "Written: " in said
     assert "OIALR ranks" in said
+
+
+@pytest.mark.parametrize("verb", ["compress", "merge"])
+def test_a_folder_without_a_name_is_not_the_current_one(verb, adapter, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        main([verb, str(adapter[0]), ""])
+    assert "the folder has no name" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_base_that_is_cut_off_ends_with_words(adapter, capsys, tmp_path):
+    base = Path(json.loads((adapter[0] / "adapter_config.json").read_text())["base_model_name_or_path"])
+    weights = base / "model.safetensors"
+    whole = weights.read_bytes()
+    try:
+        weights.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(SystemExit, match="2"):
+            main(["compress", str(adapter[0]), str(tmp_path / "new")])
+    finally:
+        weights.write_bytes(whole)
+    assert "oialr: " in capsys.readouterr().err

@@ -61,6 +61,9 @@ def _seal(folder: Path) -> None:
     if config.get("peft_type") != "OIALR":
         return
     config["rank_pattern"] = plain_pattern(config)
+    for name in ("target_modules", "exclude_modules"):  # sets, whose order is each process's own
+        if isinstance(config.get(name), list):
+            config[name].sort()
     if (weights := folder / ADAPTER_WEIGHTS).exists():
         config = seal(weights, folder / "sealed", config, HASH)
         os.replace(folder / "sealed", weights)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..errors import NO_ADAPTER
 from ..kinds import TakenApart
 from ..layer import OIALRLayer, adapted_weights, oialr_layers
+from ..linalg import full_precision
 from ..plain import plain_tensors
 from ..weights import AdaptedWeight
 from .guard import is_compressed, is_dense_twin
@@ -117,7 +118,8 @@ def _write(tensors: dict[str, torch.Tensor], name: str, weight: AdaptedWeight, l
     if not weight.pair_is_smaller:
         tensors[f"{name}.weight"] = weight.dense(stored)
         return
-    left, right = (factor.float() for factor in weight.full_factors.folded())
+    with full_precision(weight.core.device):
+        left, right = weight.full_factors.folded()
     down, up = layer.kind.pair_weights(layer.get_base_layer(), left, right)
     tensors.pop(f"{name}.weight", None)
     tensors[f"{name}.down.weight"] = down.to(stored).contiguous()

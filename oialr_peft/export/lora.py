@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from ..config import OIALRConfig
 from ..layer import OIALRLayer, adapted_weights, oialr_layers
+from ..linalg import full_precision
 
 
 def save_as_lora(model: PeftModel, path: str | os.PathLike, rank: int | float) -> dict[str, float]:
@@ -39,8 +41,15 @@ def save_as_lora(model: PeftModel, path: str | os.PathLike, rank: int | float) -
     for name, layer in layers.items():
         if not layer.supports_lora_conversion(adapter):
             raise TypeError(f"'{name}' has no LoRA form: {_why(layer, adapter)}")
-    peft_save_as_lora(path, model, rank=rank, adapter_name=adapter)
-    saved = load_file(Path(path) / "adapter_model.safetensors")
+    device = next(iter(adapted_weights(model).values())).core.device
+    with full_precision(device):
+        peft_save_as_lora(path, model, rank=rank, adapter_name=adapter)
+        return _losses(model, layers, Path(path))
+
+
+def _losses(model: PeftModel, layers: Mapping[str, OIALRLayer], path: Path) -> dict[str, float]:
+    """What the LoRA adapter in a folder lacks of each layer."""
+    saved = load_file(path / "adapter_model.safetensors")
     losses = {}
     for name, adapted in adapted_weights(model).items():
         weight, layer = adapted.dense(torch.float32), layers[name]

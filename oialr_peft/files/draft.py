@@ -44,8 +44,11 @@ def is_shelf(path: Path) -> bool:
 
 
 def replace_file(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file whole or not at all. A link is replaced, not written through."""
+    """Write a file whole or not at all. A link is replaced, not written through; a device or pipe is written to."""
     path = Path(path)
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     with Draft(path.parent) as draft:
         (draft.path / path.name).write_bytes(data)
         draft.place(path.name)

@@ -6,6 +6,7 @@ from .cost import cheapest_order, forward_multiplications, rebuild
 from .draw import draw
 from .factors import Factors, factor_shapes, factored_size, orthonormality_error, stored_size, working_dtype
 from .orthogonal import mixing, orthogonalise, polar, similarity, stability
+from .precision import full_precision
 from .residual import HELD, Directions, leading_directions, probe_bases, same
 from .rotation import LinAlgError, Rotation, decompose, rotate, rotate_lowrank, spectrum
 from .sketch import PROBES, sketch, sketched_stability
@@ -28,6 +29,7 @@ __all__ = [
     "factor_shapes",
     "factored_size",
     "forward_multiplications",
+    "full_precision",
     "leading_directions",
     "mixing",
     "orthogonalise",

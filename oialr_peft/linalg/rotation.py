@@ -10,6 +10,7 @@ import torch
 from .change import BasisChange, Transport
 from .draw import draw
 from .factors import Factors, reorthonormalise, working_dtype
+from .precision import full_precision
 
 
 INIT_SEED = 2401  # of the randomised initialisation; fixed so that it repeats anywhere
@@ -124,9 +125,8 @@ def rotate(matrix: torch.Tensor) -> Rotation | None:
 
 def decompose(matrix: torch.Tensor, rank: int, method: str) -> Rotation | None:
     """The `rank` leading singular triplets of a dense weight, by the method that `OIALRConfig.init` names."""
-    if method == "lowrank":
-        return rotate_lowrank(matrix, rank, seed=INIT_SEED)
-    rotation = rotate(matrix)
+    with full_precision(matrix.device):
+        rotation = rotate_lowrank(matrix, rank, seed=INIT_SEED) if method == "lowrank" else rotate(matrix)
     return None if rotation is None else rotation.cut(rank)
 
 

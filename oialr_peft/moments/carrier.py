@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..linalg import Transport
 from ..workers.sharding import full_tensor, is_sharded, set_block
 from .rules import RULES, bounded, first, state_shape
@@ -98,12 +97,10 @@ class MomentCarrier:
         if not self._warned and self.policy != "reset":
             self._warned = True
             what = f"state {', '.join(unknown)} of" if table else "the state of"
-            warnings.warn(
+            tell(
                 f"OIALR does not know how to carry {what} {type(self.optimizer).__module__}."
                 f"{type(self.optimizer).__name__} through a basis update, so it is reset at each update of a layer. "
-                f"Known optimizers: {', '.join(OPTIMIZERS)}. OIALRConfig(moments='reset') says that this is fine.",
-                OIALRWarning,
-                stacklevel=4,
+                f"Known optimizers: {', '.join(OPTIMIZERS)}. OIALRConfig(moments='reset') says that this is fine."
             )
         return None
 

@@ -7,7 +7,6 @@ u'ᵀ W̄ vh'ᵀ, which is exact for a rotation; a cut keeps of W̄ what lies in
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from torch import nn
 
 from ..compat.resize import resize_parameter
 from ..compat.torch_ import writes
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..layer import weights_of
 from ..linalg import BasisChange, Factors, Transport
 from ..missed_update import UpdateWatch
@@ -80,7 +79,7 @@ class Averages:
                 copy.on_load(lambda weight: self._note(weight))  # what is loaded is no average
             elif update and writes(copy.core) > self._written[copy]:
                 copies[copy].copies.discard(copy)
-                warnings.warn(NOT_FOLLOWED, OIALRWarning, stacklevel=4)
+                tell(NOT_FOLLOWED)
 
     def _note(self, copy: AdaptedWeight) -> None:
         """Remember how often the copy's core was written to in place, as autograd counts it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 import weakref
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from transformers.training_args import ParallelMode
 
 from ..compat.transformers_ import calling_handler
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..layer import adapted_weights
 from ..update_report import UpdateReport
 from ..workers.sharding import fsdp_modules
@@ -77,11 +76,9 @@ class OIALRCallback(TrainerCallback, ExportableState):
         if self.trace is not None and state.is_world_process_zero:
             self._trace = Trace(self.trace, new=self.updater.steps == 0)
         if getattr(args, "fsdp", None) and not self.updater.parallel.sharded:
-            warnings.warn(
+            tell(
                 "The Trainer was asked for FSDP but does not shard this model: with `use_cpu` transformers runs DDP "
-                "instead. Every process holds the whole model.",
-                OIALRWarning,
-                stacklevel=2,
+                "instead. Every process holds the whole model."
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -98,7 +95,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
         if self.updater is None:
             return
         if message := higher_ranks(self._ranks, self.updater.weights, state.best_model_checkpoint):
-            warnings.warn(message, OIALRWarning, stacklevel=2)
+            tell(message)
         self.updater.close()
         summary = self.updater.summary()
         if state.is_world_process_zero:
@@ -106,7 +103,8 @@ class OIALRCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into its checkpoints' trainer_state.json."""
-        return {"args": {"trace": self.trace, "check": self.check}, "attributes": {"progress": self.progress}}
+        progress = self.progress if self.updater is None else self.updater.state_dict()  # with steps not yet told of
+        return {"args": {"trace": self.trace, "check": self.check}, "attributes": {"progress": progress}}
 
     def _progress_of(self, model: Any, state: Any) -> dict[str, int]:
         """The step count to go on from: the checkpoint's when resuming, this callback's for the same adapter, else 0.

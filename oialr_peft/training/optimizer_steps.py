@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ class _Steps:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.total = self.depth = self.loads = 0
+        self._outermost = 0  # id of the frame of the step that is under way; the frame itself would keep the run alive
         self.around: list[weakref.ref[Around]] = []
         optimizer.register_step_pre_hook(self._begin)
         optimizer.register_step_post_hook(self._end)
@@ -33,20 +35,35 @@ class _Steps:
         return [found for ref in self.around if (found := ref()) is not None]
 
     def _begin(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        caller = sys._getframe(1)
+        if self.depth and not _is_inside(caller, self._outermost):
+            self.depth = 0  # the step before this one raised, and the loop goes on
         self.depth += 1
         if self.depth == 1:
+            self._outermost = id(caller)
             for around in self.listening():
                 around.before_step(optimizer)
 
     def _end(self, optimizer: torch.optim.Optimizer, *_) -> None:
         self.depth -= 1
-        if self.depth == 0 and not skipped_step(optimizer):
+        if self.depth:
+            return
+        if not skipped_step(optimizer):
             self.total += 1
             for around in self.listening():
                 around.after_step(optimizer)
 
     def _load(self, _: torch.optim.Optimizer) -> None:
         self.loads += 1
+
+
+def _is_inside(frame: Any, outer: int) -> bool:
+    """Whether a frame was called, however far, from the one with the id `outer`, which runs the same code."""
+    code = frame.f_code
+    while (frame := frame.f_back) is not None:
+        if id(frame) == outer and frame.f_code is code:
+            return True
+    return False
 
 
 # One for each optimizer, for good: hooks that are removed while torch goes through them end the step with an error.
@@ -131,7 +148,6 @@ class OptimizerSteps:
 
     def since_last_asked(self) -> int:
         """How many steps were taken since the last call of this, which comes between steps."""
-        self._counter.depth = 0  # a step that raised did not end
         new, self._asked = self._counter.total - self._asked, self._counter.total
         self.trained, self._training = frozenset(self._training) if new else self._all, set()
         return new

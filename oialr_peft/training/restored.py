@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from ..compat.torch_ import writes
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..moments import MomentCarrier
 from ..weights import AdaptedWeight
 from .optimizer_steps import around_steps, loads_of
@@ -70,12 +69,10 @@ class Restored:
         stale = self._carrier.drop({name: self._weights[name].core for name in other})
         stale += self._carrier.drop_stale({name: weight.core for name, weight in self._weights.items()})
         if stale:
-            warnings.warn(
+            tell(
                 f"The optimizer held moments of another rank or in other bases for {len(stale)} layers, first "
-                f"'{stale[0]}': weights were loaded under it. They start afresh. To keep them, load the optimizer's "
-                "state of the same time too.",
-                OIALRWarning,
-                stacklevel=4,
+                f"'{stale[0]}': weights were loaded under it, or an update was interrupted. They start afresh. To "
+                "keep them, load the optimizer's state of the same time too."
             )
 
     def _replaces(self, other: object) -> bool:
@@ -112,7 +109,7 @@ def _sketches(bases: tuple[torch.Tensor | None, torch.Tensor | None]) -> list[to
     """One number for each direction of a basis: its product with a ramp."""
     left, right = bases
     columns = left, None if right is None else right.mT
-    return [None if c is None else torch.linspace(1, 2, c.shape[-2]).to(c) @ c for c in columns]
+    return [None if c is None else torch.linspace(1, 2, c.shape[-2], device=c.device).to(c.dtype) @ c for c in columns]
 
 
 def _alike(old: torch.Tensor | None, new: torch.Tensor | None) -> bool:

@@ -46,6 +46,9 @@ class SeenActivations:
         self.clean: dict[torch.device, torch.Tensor] = {}
         self._eager, self._looks = contextlib.ExitStack(), False
         weakref.finalize(self, self._eager.close)
+        for weight in weights.values():
+            if isinstance(weight.observer, _Observer):  # of a run that was interrupted before its update
+                weight.observer.end()
 
     @property
     def awaited(self) -> list[str]:
@@ -127,6 +130,11 @@ class _Observer:
     def _felt(self, came: Seen, look: Look, base: Any, dy: torch.Tensor, args: tuple[Any, ...]) -> None:
         if (seen := self._seen()) is not None:
             seen.add(self._name, came, seen.look(self._name, look, base, dy, args))
+
+    def end(self) -> None:
+        """Its updater looks into steps no more."""
+        if (seen := self._seen()) is not None:
+            seen.watch(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None

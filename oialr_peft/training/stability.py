@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..files.draft import replace_file
 from ..kinds.table import kind_of
 from ..layer import OIALRLayer, name_in_base
@@ -122,7 +121,7 @@ class StabilityCallback(TrainerCallback):
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(message, OIALRWarning, stacklevel=4)
+            tell(message)
 
 
 class Parts(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from ..compat.torch_ import foreach_extrapolate, foreach_scaled, lion_rate, writes
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..policy.step_size import KINDS, Ramp, StepKind, StepSize
 from .optimizer_steps import around_steps
 
@@ -116,12 +115,10 @@ class StepScale:
             kind = "entrywise"
         if name is None and self.policy.lr_scale == "match" and not self._warned:
             self._warned = True
-            warnings.warn(
+            tell(
                 f"OIALR does not know how the step of {type(optimizer).__module__}.{type(optimizer).__name__} depends "
                 "on the shape of a matrix, so it is not scaled and shrinks with the rank if it is Adam-like. Set "
-                "`lr_scale` to a number, or to 'none' if this is fine.",
-                OIALRWarning,
-                stacklevel=5,
+                "`lr_scale` to a number, or to 'none' if this is fine."
             )
         if not isinstance(self.policy.lr_scale, str) and kind in ("relative", "linear") and name:
             raise ValueError(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..compat.lightning_ import unwrapped
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..layer import adapted_weights, oialr_layers
+from ..linalg import full_precision
 from ..moments import MomentCarrier
 from ..policy import whole_steps
 from ..tuner.find import config_of, shared_fields
@@ -154,8 +153,8 @@ class OIALRUpdater:
         awaited, workers = self._seen.awaited, self.parallel.workers
         self._seen.share(workers)
         moving = self.carrier.moving_gradients(self._parameters().values()), self._averages.moving()
-        device = next(iter(self.weights.values())).core.device.type
-        with moving[0], moving[1], torch.autocast(device, enabled=False):  # which a user's loop may have left on
+        device = next(iter(self.weights.values())).core.device
+        with moving[0], moving[1], full_precision(device):
             waiting = self._waiting.measure(workers, self.steps, taken)
             facts: Any = {"step": self.steps, "update_number": number, "waiting": waiting}
             facts |= {"seen": self._seen.found, "comparable": self._seen.comparable}
@@ -220,7 +219,7 @@ class OIALRUpdater:
         for kind, message in said.items():
             if message is not None and kind not in self._warned:
                 self._warned.add(kind)
-                warnings.warn(message, OIALRWarning, stacklevel=4)
+                tell(message)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON. Bases and ranks are in the adapter, moments in the optimizer; under FSDP ranks are here."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..compat.resize import resize_parameter
-from ..linalg import HELD, BasisChange, Factors, stored_size
+from ..linalg import HELD, BasisChange, Factors, full_precision, stored_size
 from ..workers.sharding import full_tensor, is_sharded, set_block
 from .form import SLOTS, VH, Form, U
 from .incoming import OnLoad
@@ -68,8 +68,7 @@ class AdaptedWeight:
         self.sharded_rank: int | None = None  # only where the core is sharded and must keep its shape
         self.watch: Any = None  # of updates that are missing; for the first layer of an adapter only
         self.observer: Callable[..., Any] | None = None  # of what goes through the core in training
-        self._stores = stores
-        core = factors.core
+        core, self._stores = factors.core, stores
         self._hold(factors, core if isinstance(core, nn.Parameter) else nn.Parameter(core))
 
     # -- what is held ------------------------------------------------------------------------------------------
@@ -96,8 +95,7 @@ class AdaptedWeight:
         (left, right), core, rank = self.bases, self.core, self.sharded_rank
         if rank is None:
             return Factors(left, core, right)
-        blocks = (left[..., :rank], core[..., :rank, :rank], right[..., :rank, :])  # type: ignore[index]
-        return Factors(*blocks)
+        return Factors(left[..., :rank], core[..., :rank, :rank], right[..., :rank, :])  # type: ignore[index]
 
     @property
     def full_factors(self) -> Factors:
@@ -152,16 +150,14 @@ class AdaptedWeight:
     @property
     def facts(self) -> LayerFacts:
         """What a rank policy knows of it beside its spectrum."""
-        from ..policy import LayerFacts
+        from ..policy import LayerFacts  # on first use, as for type checking above
 
         return LayerFacts(self.matrix_shape, self.rank, self.full_rank)
 
     @property
     def stored_size(self) -> int:
         """How many values a compressed checkpoint holds of it."""
-        if self.base is not None:
-            return math.prod(self.matrix_shape)
-        return stored_size(self.matrix_shape, self.rank)
+        return stored_size(self.matrix_shape, self.rank) if self.base is None else math.prod(self.matrix_shape)
 
     @property
     def pair_is_smaller(self) -> bool:
@@ -183,7 +179,8 @@ class AdaptedWeight:
         left, core, right = self.full_factors
         if self.is_factored:
             core = core.to(torch.promote_types(core.dtype, torch.float32))
-        return Factors(left, core, right).compose()
+        with full_precision(core.device):
+            return Factors(left, core, right).compose()
 
     def check_filled(self) -> None:
         """Raise if it still holds placeholders, and no file came; asked in every forward."""

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from oialr_peft import OIALRConfig, save_compressed
 from oialr_peft.export.guard import WORDS
 from oialr_peft.export.modules import Factored
+from oialr_peft.layer import adapted_weights
 from tests.conftest import MLP, MODELS, output, tiny_bert, tiny_gpt2, tiny_llama, tokens
 from tests.helpers import disturb
 
@@ -283,3 +284,15 @@ def test_saving_and_loading_say_nothing_of_deprecated_fields(tmp_path, monkeypat
     AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert said == []
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == WORDS
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_gpt2])
+def test_what_is_written_under_autocast_is_not_rounded(make, tmp_path):
+    model = compressed(make(), tmp_path / "plain", r=0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        save_compressed(model, tmp_path / "autocast")
+        merged = {name: weight.dense(torch.float32) for name, weight in adapted_weights(model).items()}
+    plain, rounded = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "autocast"))
+    assert {name: torch.equal(plain[name], rounded[name]) for name in plain} == dict.fromkeys(plain, True)
+    for name, weight in adapted_weights(model).items():
+        assert torch.equal(weight.dense(torch.float32), merged[name]), name

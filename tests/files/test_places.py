@@ -2,8 +2,12 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
+
+from oialr_peft.files import replace_file
+from oialr_peft.training.trace import Trace
 
 from .saves import OLDS, SAVES, everything, loaded, prepared, same, trained
 
@@ -149,3 +153,17 @@ def test_files_get_the_users_mode(tmp_path):
         os.umask(before)
     modes = {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*") if file.is_file()}
     assert modes == {0o640}
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="not run: no pseudo terminals here")
+def test_a_device_is_written_to_and_not_replaced():
+    controller, terminal = os.openpty()
+    try:
+        replace_file(os.ttyname(terminal), b"a page")
+        assert os.read(controller, 100) == b"a page"
+        assert Path(os.ttyname(terminal)).is_char_device()
+        Trace(os.ttyname(terminal), new=True)
+        assert Path(os.ttyname(terminal)).is_char_device()
+    finally:
+        os.close(controller)
+        os.close(terminal)

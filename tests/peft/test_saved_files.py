@@ -182,3 +182,11 @@ def test_an_adapter_that_diverged_is_told_of_when_it_is_saved_and_when_it_is_loa
         model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is not finite: training diverged before it was saved"):
         load(tmp_path)
+
+
+def test_names_of_modules_are_written_in_order(tmp_path):
+    """They are sets, whose order is each process's own: the same training would be another file."""
+    names = [f"body.{number}" for number in range(30)]
+    model = nn.ModuleDict({"body": nn.Sequential(*(nn.Linear(16, 16) for _ in names))})
+    get_peft_model(model, OIALRConfig(target_modules=names)).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == sorted(names)

@@ -1,6 +1,9 @@
 """What a run is told about itself: too short, a large cut, never cut, at full rank, the best of another phase."""
 
+import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -229,3 +232,33 @@ def test_an_adapter_with_frozen_bases_goes_on_with_them_and_says_so(tmp_path):
         new.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     expected, found = snapshot(old), snapshot(new)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+WITHOUT_CALLBACK = """
+from peft import get_peft_model
+from transformers import Trainer, TrainingArguments
+from oialr_peft import OIALRConfig
+from tests.conftest import tiny_llama
+from tests.training.runs import dataset
+arguments = TrainingArguments("out", max_steps=2, report_to=[], save_strategy="no", use_cpu=True)
+Trainer(get_peft_model(tiny_llama(), OIALRConfig()), arguments, train_dataset=dataset(8)).train()
+"""
+
+
+def test_a_trainer_without_the_callback_is_told_of_with_the_filters_as_they_are(tmp_path):
+    """Accelerate has one that hides what seems to come from torch's schedulers, around whose step ours is found."""
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root}
+    command = [sys.executable, "-c", WITHOUT_CALLBACK]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.count("no OIALRCallback or OIALRUpdater for it") == 1
+
+
+def test_a_second_run_with_the_same_fault_is_told_too():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            model, optimizer = adapted(update_interval=10)
+            OIALRUpdater(model, optimizer, total_steps=5)
+    assert [Path(warning.filename).name for warning in told] == [Path(__file__).name] * 2
+    assert "nothing will be cut" in str(told[1].message)

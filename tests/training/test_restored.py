@@ -5,9 +5,10 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from peft import get_peft_model
 
-from oialr_peft import OIALRConfig, OIALRUpdater
+from oialr_peft import OIALRCallback, OIALRConfig, OIALRUpdater
 from oialr_peft.errors import OIALRWarning
 from oialr_peft.layer import adapted_weights
 from tests.conftest import MLP
@@ -143,3 +144,34 @@ def test_a_damaged_count_is_refused(pending):
     _, _, updater = start()
     with pytest.raises(ValueError, match="`pending` must be a whole number of optimizer steps"):
         updater.load_state_dict({"steps": 3, "pending": pending})
+
+
+def test_an_update_that_was_interrupted_leaves_a_run_that_goes_on(monkeypatch):
+    """Between the new bases of a layer and its moments."""
+    model, optimizer, updater = run("fused")
+    train(model, optimizer, updater, range(2))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(updater.carrier, "transport", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, optimizer, updater, [2])
+    optimizer.zero_grad()
+    with pytest.warns(OIALRWarning, match="or an update was interrupted"):
+        train(model, optimizer, updater, range(3, 9))
+    assert min(model.base_model.ranks().values()) < 12
+
+
+def test_a_callback_s_state_between_the_two_steps_has_the_step_too(tmp_path):
+    """As transformers' checkpoint on SIGTERM asks for it, before any other callback."""
+    model, optimizer, _ = start()
+    callback, state = OIALRCallback(), transformers.TrainerState(max_steps=6)
+    arguments = transformers.TrainingArguments(str(tmp_path), report_to=[])
+    callback.on_train_begin(arguments, state, None, model=model, optimizer=optimizer)
+    model(torch.ones(2, 12)).square().mean().backward()
+    optimizer.step()
+    assert callback.state()["attributes"]["progress"] == {"steps": 0, "pending": 1}
+    callback.on_step_end(arguments, state, None, model=model)
+    assert callback.state()["attributes"]["progress"] == {"steps": 1}

@@ -17,6 +17,7 @@ from oialr_peft import OIALRConfig, OIALRUpdater, OIALRWarning
 from oialr_peft.kinds.experts import ExpertsConv1D, ExpertsLinear
 from oialr_peft.layer import adapted_weights
 from oialr_peft.linalg import Seen, cut_by_activations, orthonormality_error
+from tests.conftest import MLP
 from tests.helpers import adapt
 from tests.weights.test_forms import KINDS
 
@@ -272,3 +273,15 @@ def test_where_values_are_dropped_nobody_looks():
 def test_it_must_be_a_flag():
     with pytest.raises(TypeError, match="`activation_aware` must be True or False; got 1"):
         OIALRConfig(activation_aware=1)
+
+
+def test_a_run_that_was_interrupted_before_its_update_looks_no_more_once_another_begins():
+    """What it holds keeps torch.compile off."""
+    model = get_peft_model(MLP(), OIALRConfig(r=4, delay=1))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    interrupted = OIALRUpdater(model, optimizer)
+    assert interrupted._seen._looks
+    again = OIALRUpdater(model, optimizer)
+    assert again._seen._looks
+    assert not interrupted._seen._looks
+    again.close()

@@ -173,3 +173,49 @@ def test_updaters_that_come_and_go_leave_one_hook():
     optimizer.register_step_post_hook(lambda *_: (model.base_model.delete_adapter("default"), gc.collect()))
     del updater
     optimizer.step()
+
+
+@pytest.mark.parametrize("raised", [torch.OutOfMemoryError, KeyboardInterrupt])
+def test_a_step_that_raised_costs_itself_alone(raised):
+    """The next one is counted, and scaled."""
+    torch.manual_seed(0)
+    model = get_peft_model(MLP().double(), OIALRConfig(r=3, update_interval=4))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, foreach=False)
+    updater, moved = OIALRUpdater(model, optimizer), []
+    core, whole = updater.weights["first"].core, optimizer._init_group
+
+    def fail(*_):
+        raise raised("once")
+
+    for step in range(6):
+        torch.nn.functional.cross_entropy(model(X), Y).backward()
+        before = core.detach().clone()
+        optimizer._init_group = fail if step == 2 else whole
+        try:
+            optimizer.step()
+        except raised:
+            optimizer.zero_grad()
+            continue
+        moved.append(float((core.detach() - before).abs().max()))
+        updater.step()
+        optimizer.zero_grad()
+    assert updater.steps == 5
+    assert min(moved) > 0.5 * max(moved)
+
+
+class Child(torch.optim.AdamW):
+    """Calls its parent's step, around which torch calls hooks as well."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_a_step_within_a_step_is_one():
+    model = get_peft_model(MLP().double(), OIALRConfig())
+    optimizer = Child([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    updater = OIALRUpdater(model, optimizer)
+    for _ in range(3):
+        torch.nn.functional.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+    updater.step()
+    assert updater.steps == 3
