@@ -1,7 +1,8 @@
 """The package's own warning category, and words that several errors say."""
 
-import sys
+import inspect
 import warnings
+from typing import Any
 
 
 _BETWEEN = frozenset({"oialr_peft", "torch", "accelerate", "transformers"})  # packages that call us for the user
@@ -23,7 +24,7 @@ def tell(message: str) -> None:
     The line above is most often one of torch or the Trainer. Accelerate ignores what seems to come from torch's
     schedulers, and Python tells a text once for each line, so a second run with the same fault would not be told.
     """
-    frame = sys._getframe(1)
+    frame: Any = inspect.currentframe()
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
         frame = frame.f_back
     place = frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ class _Steps:
         return [found for ref in self.around if (found := ref()) is not None]
 
     def _begin(self, optimizer: torch.optim.Optimizer, *_) -> None:
-        caller = sys._getframe(1)
+        caller: Any = getattr(inspect.currentframe(), "f_back", None)
         if self.depth and not _is_inside(caller, self._outermost):
             self.depth = 0  # the step before this one raised, and the loop goes on
         self.depth += 1
