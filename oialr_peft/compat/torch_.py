@@ -130,8 +130,8 @@ def writes(tensor: torch.Tensor) -> int:
 
 
 def lion_rate(optimizer: Any) -> float:
-    """The rate by which lion_pytorch divides its decay, so that it does not follow the rate; 1 of other optimizers."""
-    return optimizer._init_lr if getattr(optimizer, "decoupled_wd", False) else 1.0
+    """The first rate, by which lion_pytorch divides its decay; 1 of other optimizers."""
+    return getattr(optimizer, "_init_lr", 1.0) if getattr(optimizer, "decoupled_wd", False) else 1.0
 
 
 def with_child(module: Any, name: str, child: nn.Module) -> Any:

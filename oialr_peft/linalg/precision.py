@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 
-@contextmanager
+@contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Inside, products are computed in the dtype of their factors, whatever the loop around has switched on.
 
-    Autocast would round their factors to eight bits, TF32 to eleven: a weight that is merged would be another, bases
+    Autocast would round the factors to eight bits, TF32 to eleven: a weight that is merged would be another, bases
     would not stay orthonormal. That is wanted in a forward, not where weights are made of weights.
     """
-    matmul: Any = torch.backends.cuda.matmul
-    switch, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(matmul, switch)
-    rounds = before in ("tf32", True)
-    if rounds:
-        setattr(matmul, switch, exact)
+    autocast: Any = contextlib.nullcontext()
+    if torch.amp.is_autocast_available(device.type):
+        autocast = torch.autocast(device.type, enabled=False)
+    with _exact_products(), autocast:
+        yield
+
+
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """With the switch that the user took: torch refuses products where its two disagree."""
     try:
-        with torch.autocast(device.type, enabled=False):
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # they disagree already, since the newer one was used
+        matmul: Any = torch.backends.cuda.matmul
+        before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+        try:
             yield
+        finally:
+            matmul.fp32_precision = before
+        return
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
     finally:
-        if rounds:
-            setattr(matmul, switch, before)
+        torch.set_float32_matmul_precision(before)

@@ -110,7 +110,7 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
     Raises:
         TypeError: there is none.
-        ValueError: one around another, each with a state of its own (SAM, Lookahead): only one could be carried.
+        ValueError: one around another, each with a state of its own (Lookahead): only one could be carried.
     """
     while not isinstance(optimizer, torch.optim.Optimizer) or "optimizer" in vars(optimizer):
         inner = getattr(optimizer, "optimizer", None)

@@ -64,7 +64,7 @@ class OIALRCallback(TrainerCallback, ExportableState):
         model = _trained_module(kwargs["model"])
         progress = self._progress_of(model, state)
         _refuse_best_of_another_name(args, model)
-        total = progress["steps"] + state.max_steps - state.global_step
+        total = progress["steps"] + progress.get("pending", 0) + state.max_steps - state.global_step
         self.updater = OIALRUpdater(model, kwargs["optimizer"], total_steps=total, check=self.check)
         self.updater.load_state_dict(progress)
         self._core = weakref.ref(next(iter(self.updater.weights.values())).core)

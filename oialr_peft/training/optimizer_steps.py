@@ -25,7 +25,6 @@ class _Steps:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.total = self.depth = self.loads = 0
-        self._outermost = 0  # id of the frame of the step that is under way; the frame itself would keep the run alive
         self.around: list[weakref.ref[Around]] = []
         optimizer.register_step_pre_hook(self._begin)
         optimizer.register_step_post_hook(self._end)
@@ -35,12 +34,10 @@ class _Steps:
         return [found for ref in self.around if (found := ref()) is not None]
 
     def _begin(self, optimizer: torch.optim.Optimizer, *_) -> None:
-        caller: Any = getattr(inspect.currentframe(), "f_back", None)
-        if self.depth and not _is_inside(caller, self._outermost):
+        if self.depth and not _is_within_step(inspect.currentframe(), optimizer):
             self.depth = 0  # the step before this one raised, and the loop goes on
         self.depth += 1
         if self.depth == 1:
-            self._outermost = id(caller)
             for around in self.listening():
                 around.before_step(optimizer)
 
@@ -57,11 +54,15 @@ class _Steps:
         self.loads += 1
 
 
-def _is_inside(frame: Any, outer: int) -> bool:
-    """Whether a frame was called, however far, from the one with the id `outer`, which runs the same code."""
-    code = frame.f_code
+def _is_within_step(hook: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step that calls a hook, in whose frame it is, was called within another one of the optimizer.
+
+    Both run the wrapper that torch puts around every `step`, which calls its optimizer `self`.
+    """
+    frame = hook.f_back
+    wrapper = frame.f_code
     while (frame := frame.f_back) is not None:
-        if id(frame) == outer and frame.f_code is code:
+        if frame.f_code is wrapper and frame.f_locals.get("self") is optimizer:
             return True
     return False
 
@@ -145,6 +146,7 @@ class OptimizerSteps:
         """Forget the steps so far, but for so many that the next call of `since_last_asked` counts."""
         self.since_last_asked()
         self._asked -= pending
+        self._training = set(self._all) if pending else set()
 
     def since_last_asked(self) -> int:
         """How many steps were taken since the last call of this, which comes between steps."""

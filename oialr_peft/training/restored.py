@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -84,16 +85,18 @@ class Restored:
 class _Seen:
     """The bases of a weight as they were: themselves, how often they had been written to, and their sketches."""
 
-    bases: tuple[torch.Tensor | None, torch.Tensor | None]
+    bases: list[weakref.ref[torch.Tensor] | None]
     counts: list[int]
     sketches: list[torch.Tensor | None]
 
     @classmethod
     def of(cls, weight: AdaptedWeight) -> _Seen:
-        return cls(weight.bases, _counts(weight.bases), _sketches(weight.bases))
+        bases = [None if basis is None else weakref.ref(basis) for basis in weight.bases]
+        return cls(bases, _counts(weight.bases), _sketches(weight.bases))
 
     def is_touched(self, weight: AdaptedWeight) -> bool:
-        replaced = any(old is not new for old, new in zip(self.bases, weight.bases, strict=True))
+        seen = [None if basis is None else basis() for basis in self.bases]
+        replaced = any(old is not new for old, new in zip(seen, weight.bases, strict=True))
         return replaced or _counts(weight.bases) != self.counts
 
     def is_basis_of(self, weight: AdaptedWeight) -> bool:
@@ -115,4 +118,4 @@ def _sketches(bases: tuple[torch.Tensor | None, torch.Tensor | None]) -> list[to
 def _alike(old: torch.Tensor | None, new: torch.Tensor | None) -> bool:
     if old is None or new is None or old.shape != new.shape:
         return old is new
-    return bool((old.float() - new.to(old.device).float()).abs().max() <= _SAME * old.float().abs().max())
+    return bool((old.float() - new.to(old.device).float()).abs().max() <= _SAME * old.float().abs().max().clamp_min(1))

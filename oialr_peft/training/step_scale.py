@@ -172,7 +172,7 @@ class StepScale:
         if not (group.get("decoupled_weight_decay", apart) and group.get("weight_decouple", True)):
             return 0.0
         decay = group.get("weight_decay", 0.0)
-        if group.get("fixed_decay"):  # pytorch_optimizer's, as the flag above
+        if group.get("fixed_decay"):  # pytorch_optimizer's, as `weight_decouple`
             return decay
         return (group.get("lr") or 0.0) * decay / lion_rate(optimizer)  # Adafactor may find its rate by itself
 

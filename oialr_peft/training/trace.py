@@ -32,8 +32,8 @@ class Trace:
                     f"`trace`: the file '{self.path}' has something else than the updates of a run, which a new run "
                     "would remove. Give OIALRCallback another file."
                 )
-            if self.path.is_file() or self.path.is_symlink():  # no device, no pipe
-                self._try(self.path.unlink)
+            if self.path.is_file() or not self.path.exists():  # no device, no pipe
+                self._try(lambda: self.path.unlink(missing_ok=True))
 
     def append(self, report: UpdateReport) -> None:
         """Add one update."""

@@ -145,8 +145,11 @@ class OIALRUpdater:
         return fresh and late and not any(weight.is_factored for weight in self.weights.values())
 
     def _look_ahead(self) -> None:
-        ends = self.total_steps is not None and self.steps >= self.total_steps
-        self._seen.watch(not ends and self.policies.schedule.update_number(self.steps + 1) is not None)
+        steps = range(
+            self.steps + 1, self.steps + 2 + self._steps_taken.pending
+        )  # that the next call of `step` counts
+        ends = self.total_steps is not None and steps[-1] > self.total_steps
+        self._seen.watch(not ends and any(self.policies.schedule.update_number(step) is not None for step in steps))
 
     def _update(self, number: int, taken: int) -> UpdateReport:
         self.parallel.before_update()

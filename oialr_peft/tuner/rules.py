@@ -176,8 +176,11 @@ def output_layers(model: nn.Module) -> set[nn.Module]:
     timm_inside = getattr(model, "timm_model", None)  # of transformers' TimmWrapper
     asked = [(model, "get_output_embeddings"), (model, "get_classifier"), (timm_inside, "get_classifier")]
     ways = [getattr(asked_one, way, None) for asked_one, way in asked]
-    given = [way() for way in ways if callable(way)]
-    heads = [head for found in given for head in (found if isinstance(found, tuple) else (found,))]
+    given = []
+    for way in ways:
+        with contextlib.suppress(TypeError):  # another library's, which is told which head
+            given.append(way() if callable(way) else None)
+    heads = [head for found in given for head in (found if isinstance(found, (tuple, list)) else (found,))]
     return {module for head in heads if isinstance(head, nn.Module) for module in head.modules()}
 
 

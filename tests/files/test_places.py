@@ -155,14 +155,22 @@ def test_files_get_the_users_mode(tmp_path):
     assert modes == {0o640}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="not run: no pipes here")
+def test_a_pipe_and_a_link_to_one_are_left_by_a_trace(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        Trace(tmp_path / name, new=True)
+        assert (tmp_path / name).is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="not run: no pseudo terminals here")
 def test_a_device_is_written_to_and_not_replaced():
     controller, terminal = os.openpty()
     try:
         replace_file(os.ttyname(terminal), b"a page")
         assert os.read(controller, 100) == b"a page"
-        assert Path(os.ttyname(terminal)).is_char_device()
-        Trace(os.ttyname(terminal), new=True)
         assert Path(os.ttyname(terminal)).is_char_device()
     finally:
         os.close(controller)

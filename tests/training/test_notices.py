@@ -248,7 +248,7 @@ Trainer(get_peft_model(tiny_llama(), OIALRConfig()), arguments, train_dataset=da
 def test_a_trainer_without_the_callback_is_told_of_with_the_filters_as_they_are(tmp_path):
     """Accelerate has one that hides what seems to come from torch's schedulers, around whose step ours is found."""
     root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": root}
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": ""}
     command = [sys.executable, "-c", WITHOUT_CALLBACK]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stderr.count("no OIALRCallback or OIALRUpdater for it") == 1

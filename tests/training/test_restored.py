@@ -118,16 +118,17 @@ def test_the_scale_of_a_step_is_that_of_the_ranks_that_were_loaded():
     assert updater._step_scale.scales() == scales
 
 
-def test_a_checkpoint_between_the_optimizer_s_step_and_the_updater_s_loses_none():
+@pytest.mark.parametrize("settings", [{}, {"delay": 9}], ids=["cuts", "a rank that is chosen by outputs"])
+def test_a_checkpoint_between_the_optimizer_s_step_and_the_updater_s_loses_none(settings):
     """As Lightning's ModelCheckpoint writes it, before the module's own `on_train_batch_end`."""
-    model, optimizer, updater = whole = start()
+    model, optimizer, updater = whole = start(**settings)
     saved = []
     for step in range(20):
         train(model, optimizer, type("Silent", (), {"step": lambda _: None})(), [step])
         if step == 7:
             saved = states(*whole)
         updater.step()
-    resumed = start()
+    resumed = start(**settings)
     for part, state in zip(resumed, saved, strict=True):
         part.load_state_dict(state)
     assert saved[2]["steps"] == 7
@@ -175,3 +176,18 @@ def test_a_callback_s_state_between_the_two_steps_has_the_step_too(tmp_path):
     assert callback.state()["attributes"]["progress"] == {"steps": 0, "pending": 1}
     callback.on_step_end(arguments, state, None, model=model)
     assert callback.state()["attributes"]["progress"] == {"steps": 1}
+
+
+def test_an_update_at_a_step_that_was_pending_is_made_though_it_is_asked_for_at_once():
+    """By a loop that calls the updater for each micro-batch."""
+    model, optimizer, updater = start()
+    train(model, optimizer, updater, range(2))
+    train(model, optimizer, type("Silent", (), {"step": lambda _: None})(), [2])
+    saved = states(model, optimizer, updater)
+    resumed = start()
+    for part, state in zip(resumed, saved, strict=True):
+        part.load_state_dict(state)
+    resumed[0](torch.ones(2, 12)).square().mean().backward()
+    report = resumed[2].step()
+    assert report is not None
+    assert report.update_number == updater.step().update_number == 1

@@ -219,3 +219,35 @@ def test_a_step_within_a_step_is_one():
         optimizer.step()
     updater.step()
     assert updater.steps == 3
+
+
+class Outer(torch.optim.Optimizer):
+    """SAM in short: it keeps nothing of its own from one step to the next, and steps by another one."""
+
+    def __init__(self, base):
+        self.base_optimizer = base
+        super().__init__(base.param_groups, {})
+
+    def step(self, closure=None):
+        self.base_optimizer.step()
+
+
+def test_an_outer_optimizer_whose_inner_one_raises_costs_no_other_step():
+    model = get_peft_model(MLP().double(), OIALRConfig(update_interval=50))
+    base = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, foreach=False)
+    outer, updater, good = Outer(base), OIALRUpdater(model, base), 0
+    whole = base._init_group
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("once")
+
+    for step in range(20):
+        torch.nn.functional.cross_entropy(model(X), Y).backward()
+        base._init_group = fail if step % 3 == 2 else whole
+        try:
+            outer.step()
+        except torch.OutOfMemoryError:
+            continue
+        good += 1
+        updater.step()
+    assert updater.steps == good == 14
