@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,21 +27,17 @@ def full_precision(device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def _exact_products() -> Iterator[None]:
     """With the switch that the user took: torch refuses products where its two disagree."""
+    matmul: Any = torch.backends.cuda.matmul
+    put: Callable[[str], None]
     try:
-        before = torch.get_float32_matmul_precision()
+        before, exact, put = torch.get_float32_matmul_precision(), "highest", torch.set_float32_matmul_precision
     except RuntimeError:  # they disagree already, since the newer one was used
-        matmul: Any = torch.backends.cuda.matmul
-        before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = before
-        return
-    if before == "highest":
+        before, exact, put = matmul.fp32_precision, "ieee", partial(setattr, matmul, "fp32_precision")
+    if before == exact:
         yield
         return
-    torch.set_float32_matmul_precision("highest")
+    put(exact)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        put(before)

@@ -43,9 +43,7 @@ class _Steps:
 
     def _end(self, optimizer: torch.optim.Optimizer, *_) -> None:
         self.depth -= 1
-        if self.depth:
-            return
-        if not skipped_step(optimizer):
+        if self.depth == 0 and not skipped_step(optimizer):
             self.total += 1
             for around in self.listening():
                 around.after_step(optimizer)
@@ -146,7 +144,8 @@ class OptimizerSteps:
         """Forget the steps so far, but for so many that the next call of `since_last_asked` counts."""
         self.since_last_asked()
         self._asked -= pending
-        self._training = set(self._all) if pending else set()
+        if pending:
+            self._training = set(self._all)
 
     def since_last_asked(self) -> int:
         """How many steps were taken since the last call of this, which comes between steps."""

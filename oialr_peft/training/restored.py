@@ -77,8 +77,7 @@ class Restored:
             )
 
     def _replaces(self, other: object) -> bool:
-        cores = {id(weight.core) for weight in self._weights.values()}
-        return isinstance(other, Restored) and any(id(weight.core) in cores for weight in other._weights.values())
+        return isinstance(other, Restored) and self._scale.replaces(other._scale)
 
 
 @dataclass

@@ -56,7 +56,7 @@ class StepScale:
         self._ramps: dict[str, Ramp] = {}
         self._loaded: Mapping[str, Sequence[float]] | None = {}
         self._origins: dict[float, list[tuple[nn.Parameter, torch.Tensor, int]]] = {}
-        around_steps(optimizer, self, self._replaces)  # a run before this one may have left its own
+        around_steps(optimizer, self, self.replaces)  # a run before this one may have left its own
 
     def refresh(self) -> None:
         """Set out for the scales of the present ranks; to be called after an update."""
@@ -128,7 +128,7 @@ class StepScale:
             )
         return kind, group.get("adjust_lr_fn")
 
-    def _replaces(self, other: object) -> bool:
+    def replaces(self, other: object) -> bool:
         """Whether both would scale the same parameter."""
         return isinstance(other, StepScale) and not self._cores().isdisjoint(other._cores())
 

@@ -145,9 +145,8 @@ class OIALRUpdater:
         return fresh and late and not any(weight.is_factored for weight in self.weights.values())
 
     def _look_ahead(self) -> None:
-        steps = range(
-            self.steps + 1, self.steps + 2 + self._steps_taken.pending
-        )  # that the next call of `step` counts
+        counted_next = 1 + self._steps_taken.pending
+        steps = range(self.steps + 1, self.steps + 1 + counted_next)
         ends = self.total_steps is not None and steps[-1] > self.total_steps
         self._seen.watch(not ends and any(self.policies.schedule.update_number(step) is not None for step in steps))
 

@@ -32,6 +32,13 @@ def run(kind="plain", **settings):
     return model, optimizer, OIALRUpdater(model, optimizer)
 
 
+class NotYet:
+    """In the place of an updater that is called later."""
+
+    def step(self):
+        pass
+
+
 def states(*parts):
     return copy.deepcopy([part.state_dict() for part in parts])
 
@@ -124,7 +131,7 @@ def test_a_checkpoint_between_the_optimizer_s_step_and_the_updater_s_loses_none(
     model, optimizer, updater = whole = start(**settings)
     saved = []
     for step in range(20):
-        train(model, optimizer, type("Silent", (), {"step": lambda _: None})(), [step])
+        train(model, optimizer, NotYet(), [step])
         if step == 7:
             saved = states(*whole)
         updater.step()
@@ -182,7 +189,7 @@ def test_an_update_at_a_step_that_was_pending_is_made_though_it_is_asked_for_at_
     """By a loop that calls the updater for each micro-batch."""
     model, optimizer, updater = start()
     train(model, optimizer, updater, range(2))
-    train(model, optimizer, type("Silent", (), {"step": lambda _: None})(), [2])
+    train(model, optimizer, NotYet(), [2])
     saved = states(model, optimizer, updater)
     resumed = start()
     for part, state in zip(resumed, saved, strict=True):
