@@ -5,7 +5,9 @@ import warnings
 from typing import Any
 
 
-_BETWEEN = frozenset({"oialr_peft", "torch", "accelerate", "transformers"})  # packages that call us for the user
+# Packages that call us for the user.
+_BETWEEN = {"oialr_peft", "torch", "accelerate", "transformers", "peft", "safetensors", "diffusers", "trl"}
+_BETWEEN |= {"sentence_transformers", "setfit", "lightning", "pytorch_lightning"}
 
 
 class OIALRWarning(UserWarning):
@@ -18,14 +20,19 @@ NO_ADAPTER = (
 )
 
 
-def tell(message: str) -> None:
-    """Warn at the line of the user's own code that led here, each time anew; for warnings out of a running training.
+def tell(message: str, *, once: bool = False) -> None:
+    """Warn at the line of the user's own code that led here; every warning of the package is one of these.
 
-    The line above is most often one of torch or the Trainer. Accelerate ignores what seems to come from torch's
-    schedulers, and Python tells a text once for each line, so a second run with the same fault would not be told.
+    The line above is most often one of torch, PEFT or the Trainer, of which Accelerate ignores what seems to come from
+    torch's schedulers.
+
+    Args:
+        once: for each line of the user's code, as Python does by itself; for what is said of every layer or model.
+            Default `False`: each time anew, so that a second run with the same fault is told too.
     """
     frame: Any = inspect.currentframe()
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
         frame = frame.f_back
+    registry = frame.f_globals.setdefault("__warningregistry__", {}) if once else {}
     place = frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")
-    warnings.warn_explicit(message, OIALRWarning, *place, registry={})
+    warnings.warn_explicit(message, OIALRWarning, *place, registry=registry)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
@@ -24,7 +23,7 @@ from typing import Any, cast
 import torch
 
 from .config import OIALRConfig
-from .errors import OIALRWarning
+from .errors import tell
 from .joint_ranks import JointRanks
 from .linalg import Rotation, Seen, cut_by_activations, decompose
 from .memory import release_memory
@@ -217,10 +216,8 @@ class _Update:
 
 def _warn_skipped(skipped: list[str], step: int) -> None:
     if skipped:
-        warnings.warn(
+        tell(
             f"OIALR update at step {step}: no SVD for {', '.join(skipped[:5])}{', ...' if len(skipped) > 5 else ''} "
             "(non-finite values, or no driver converged). These layers stay as they are until the next update; look "
-            "at the loss and the gradients if this repeats.",
-            OIALRWarning,
-            stacklevel=4,
+            "at the loss and the gradients if this repeats."
         )

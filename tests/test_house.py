@@ -57,6 +57,12 @@ def test_the_ban_sees_what_it_should():
     assert foreign_private_names(ast.parse(source)) == {"_b", "_private", "_named"}
 
 
+@pytest.mark.parametrize("file", [f for f in FILES if f != "errors.py"])
+def test_every_warning_is_told_at_the_line_of_its_user(file):
+    used = [node.attr for node in ast.walk(FILES[file]) if isinstance(node, ast.Attribute)]
+    assert not {"warn", "warn_explicit"} & {*used}, "use errors.tell"
+
+
 def imports_of(tree: ast.Module, package: tuple[str, ...]) -> set[str]:
     """The files of the package that a file imports when it is imported, as paths."""
     found = set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
@@ -13,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..files import remove_left_overs, replace_file
 from .facts import CardFacts, Saved, gather
 from .metadata import complete, metadata
@@ -97,7 +96,7 @@ def _rewrite(path: Path, change: Callable[[str | None], str]) -> bool:
     except Exception as error:
         unreadable = isinstance(error, (ValueError, TypeError, AttributeError, yaml.YAMLError))
         reason = "its metadata cannot be read" if unreadable else "it cannot be written"
-        warnings.warn(f"'{path}' was left as it is: {reason} ({error}).", OIALRWarning, stacklevel=3)
+        tell(f"'{path}' was left as it is: {reason} ({error}).")
         return False
 
 

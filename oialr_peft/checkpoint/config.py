@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from peft.utils.other import get_pattern_key
 from peft.utils.peft_types import PeftType
 
 from ..config import OIALRConfig
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..files import ADAPTER_WEIGHTS, CONFIG_KEY, read_header
 from ..kinds import PART_NAMES
 from .rest import PARTS, PEFT_PREFIX
@@ -168,11 +167,9 @@ def _without_regexes(found: dict[str, Any]) -> dict[str, Any]:
     regexes = [key for key in pattern if not _is_plain(key)]
     found["rank_pattern"] = {key: rank for key, rank in pattern.items() if key not in regexes}
     if regexes and None in ranks.values():
-        warnings.warn(
+        tell(
             f"The saved adapter has a regex in `rank_pattern` ({regexes[0][:100]!r}) and layers that are not "
-            "factorised yet. A saved adapter's regexes are not run: set `rank_pattern` on the loaded config.",
-            OIALRWarning,
-            stacklevel=2,
+            "factorised yet. A saved adapter's regexes are not run: set `rank_pattern` on the loaded config."
         )
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import cast
@@ -12,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..config import OIALRConfig
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..linalg import draw
 from ..policy import Bases
 from ..weights import DENSE, FACTORED, SIGMA, VH, AdaptedWeight, Form, Slot, U, form_of
@@ -186,7 +185,7 @@ def _check_statistics(model: nn.Module, tensors: Tensors, live: Tensors) -> None
         )
     else:
         return
-    warnings.warn(words, OIALRWarning, stacklevel=2)
+    tell(words)
 
 
 def _check_shape(key: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
@@ -224,11 +223,9 @@ def warn_if_broken(state_dict: Tensors) -> None:
     ours = [key for key in state_dict if any(f".{part}" in key for part in PARTS)]
     broken = [key for key in ours if not bool(torch.isfinite(state_dict[key]).all())]
     if broken:
-        warnings.warn(
+        tell(
             f"'{broken[0]}' of the adapter that is saved is not finite ({len(broken)} tensors are not): training "
-            "diverged, and the file will be refused. Go back to an earlier checkpoint.",
-            OIALRWarning,
-            stacklevel=2,
+            "diverged, and the file will be refused. Go back to an earlier checkpoint."
         )
 
 

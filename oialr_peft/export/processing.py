@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from ..errors import OIALRWarning
+from ..errors import tell
 
 
 _READERS = {  # modules of transformers.models.auto, and their tables of model types
@@ -69,11 +68,9 @@ def warn_if_nothing_reads_inputs(base: PreTrainedModel, folder: Path) -> None:
         with contextlib.suppress(ImportError):  # transformers 5.17 gates one of them behind torchvision
             kinds.update(getattr(import_module(f"transformers.models.auto.{module}"), table))
     if base.config.model_type in kinds and not has_processing(folder):
-        warnings.warn(
+        tell(
             f"'{folder}' has no tokenizer or processor, and a pipeline would make up an empty one: pass it as "
-            "`processing_class`, or save it there.",
-            OIALRWarning,
-            stacklevel=3,
+            "`processing_class`, or save it there."
         )
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..training.trace import read_trace
 
 
@@ -51,7 +50,7 @@ def read_run(path: str | os.PathLike) -> Run:
     found = {trace.name: updates for trace in traces if (updates := read_trace(trace))}
     updates = next(iter(found.values()), [])
     if len(found) > 1:
-        _warn(f"'{path}' has several traces ({', '.join(found)}); the first is taken. Give another one by its path.")
+        tell(f"'{path}' has several traces ({', '.join(found)}); the first is taken. Give another one by its path.")
     logs = [] if path.is_file() else _logs(path)
     run = Run(path.resolve().name, logs, updates)
     if not updates and not run.series("oialr/mean_rank")[0]:
@@ -75,7 +74,7 @@ def _logs(folder: Path) -> list[dict[str, Any]]:
         return logs
     if latest[: len(told)] == told:
         return latest
-    _warn(
+    tell(
         f"'{folder}' has two runs; its own trainer_state.json is told, not the longer one of its checkpoints. Give "
         "each run a folder."
     )
@@ -90,9 +89,5 @@ def _state(file: Path) -> tuple[int, list[dict[str, Any]]] | None:
         state = json.loads(file.read_text(encoding="utf-8"))
         return state["global_step"], [log for log in state["log_history"] if "step" in log]
     except (ValueError, TypeError, KeyError) as error:
-        _warn(f"'{file}' cannot be read and is passed over ({error}).")
+        tell(f"'{file}' cannot be read and is passed over ({error}).")
         return None
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, OIALRWarning, stacklevel=4)

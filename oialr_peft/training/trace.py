@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..update_report import UpdateReport
 
 
@@ -45,11 +44,9 @@ class Trace:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                warnings.warn(
+                tell(
                     f"The trace {self.path} cannot be written ({error}). Training goes on; updates are in the logs. "
-                    "Free space on the disk, or give OIALRCallback another `trace`.",
-                    OIALRWarning,
-                    stacklevel=4,
+                    "Free space on the disk, or give OIALRCallback another `trace`."
                 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,7 +15,7 @@ from ..compat.peft_ import AuxiliaryTrainingWrapper, is_excluded
 from ..compat.reads import reads_weight
 from ..compat.transformers_ import leave_weights_alone, tie_weights
 from ..config import OIALRConfig
-from ..errors import OIALRWarning
+from ..errors import tell
 from ..kinds import Kind, MultiheadAttention, TakenApart, has_parts, kind_of, leave_fast_path, take_apart
 from ..layer import OIALRLayer, adapted_weights, oialr_layers, weights_of
 from ..memory import release_memory
@@ -131,7 +130,7 @@ class OIALRModel(BaseTuner):
         leave_weights_alone(model)
         self.selection = choose_targets(model, peft_config, matches)
         for message in remarks(model, self.selection, peft_config):
-            warnings.warn(message, OIALRWarning, stacklevel=2)
+            tell(message, once=True)
         self._progress.total = len(self.selection.chosen)
         self._starts = copied_starts(self._copied) or shared_starts(model, self.selection.chosen, peft_config)
 

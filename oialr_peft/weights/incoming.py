@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import OIALRWarning
+from ..errors import tell
 from .form import DENSE, SIGMA, VH, WEIGHT, Form, Slot, U
 
 
@@ -44,13 +43,12 @@ def make_room(weight: AdaptedWeight, state_dict: Mapping[str, torch.Tensor], pre
 def _warn_of_sigma_alone(weight: AdaptedWeight, sigma: tuple[int, ...]) -> None:
     """Say that sigma means something in the bases of its time only; those of a residual weight never change."""
     if weight.is_factored and weight.base is None and sigma == tuple(weight.core.shape):
-        warnings.warn(
+        tell(
             "This state dict has sigmas of OIALR layers without their bases, which are buffers, so they are put "
             "beside the bases of now. That is right only if no basis update was made since the state dict was taken. "
             "Take `model.state_dict()`, or what `peft.get_peft_model_state_dict(model)` gives, and not only the "
             "parameters that train.",
-            OIALRWarning,
-            stacklevel=3,
+            once=True,
         )
 
 

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 
-from ..errors import OIALRWarning
+from ..errors import tell
 from .processor import fingerprint, host
 
 
@@ -161,11 +160,7 @@ class Workers:
         except dist.DistStoreError:
             if patience is not None:
                 return None
-            warnings.warn(
-                f"OIALR: process {self.index} has waited for {what} for {FIRST_WORD}; it goes on waiting.",
-                OIALRWarning,
-                stacklevel=2,
-            )
+            tell(f"OIALR: process {self.index} has waited for {what} for {FIRST_WORD}; it goes on waiting.")
             try:
                 self._store.wait([key], PATIENCE)
             except dist.DistStoreError as error:
