@@ -5,9 +5,10 @@ import warnings
 from typing import Any
 
 
-# Packages that call us for the user.
-_BETWEEN = {"oialr_peft", "torch", "accelerate", "transformers", "peft", "safetensors", "diffusers", "trl"}
-_BETWEEN |= {"sentence_transformers", "setfit", "lightning", "pytorch_lightning"}
+_BETWEEN = frozenset(  # packages that call us for the user
+    "oialr_peft torch accelerate transformers peft safetensors diffusers trl sentence_transformers setfit lightning "
+    "pytorch_lightning".split()
+)
 
 
 class OIALRWarning(UserWarning):
