@@ -63,6 +63,23 @@ def tiny_gpt2() -> transformers.GPT2LMHeadModel:
     )
 
 
+def tiny_mixtral() -> transformers.MixtralForCausalLM:
+    """Of fused experts, gate and up in one."""
+    return transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(
+            vocab_size=48,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+        )
+    )
+
+
 def tiny_bert() -> transformers.BertForSequenceClassification:
     return transformers.BertForSequenceClassification(
         transformers.BertConfig(

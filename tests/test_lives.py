@@ -22,8 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from oialr_peft import MuonAdamW, OIALRConfig, OIALRUpdater, rank_report, save_compressed
 from oialr_peft.export.lora import save_as_lora
-from tests.conftest import output, tiny_gpt2, tiny_llama, tokens
-from tests.peft.test_experts import mixtral
+from tests.conftest import output, tiny_gpt2, tiny_llama, tiny_mixtral, tokens
 
 
 STEPS = 24
@@ -43,7 +42,7 @@ OPTIMIZERS = {
     "Adafactor": lambda model: torch.optim.Adafactor(trained(model), lr=1e-2),
     "Muon": lambda model: MuonAdamW.from_model(model, lr=1e-2),
 }
-MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "mixtral": mixtral}
+MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "mixtral": tiny_mixtral}
 
 
 def trained(model):

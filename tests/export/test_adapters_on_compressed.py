@@ -11,9 +11,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from oialr_peft import OIALRConfig, save_compressed
 from oialr_peft.export.modules import Factored
-from tests.conftest import output, tiny_bert, tiny_gpt2, tokens
+from tests.conftest import output, tiny_bert, tiny_gpt2, tiny_mixtral, tokens
 from tests.helpers import disturb
-from tests.peft.test_experts import mixtral
 
 
 class AttentionConfig(PretrainedConfig):
@@ -37,7 +36,7 @@ class Attention(PreTrainedModel):
 MODELS = {
     "bert": (tiny_bert, AutoModelForSequenceClassification),
     "gpt2": (tiny_gpt2, AutoModelForCausalLM),
-    "mixtral": (mixtral, AutoModelForCausalLM),
+    "mixtral": (tiny_mixtral, AutoModelForCausalLM),
     "attention": (lambda: Attention(AttentionConfig()), Attention),
 }
 ADAPTERS = {

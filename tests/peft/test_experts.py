@@ -11,7 +11,7 @@ from oialr_peft import OIALRConfig, OIALRUpdater, save_compressed
 from oialr_peft.export.modules import Factored
 from oialr_peft.kinds.experts import Experts
 from oialr_peft.layer import adapted_weights
-from tests.conftest import output, tokens
+from tests.conftest import output, tiny_mixtral, tokens
 from tests.helpers import disturb
 
 
@@ -19,11 +19,6 @@ pytestmark = pytest.mark.skipif(transformers.__version__ < "5", reason="not run:
 SIZES = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"num_key_value_heads": 2, "num_experts_per_tok": 2, "num_local_experts": 4, "head_dim": 8}
 BATCH = {"input_ids": tokens()}
-
-
-def mixtral():
-    """Gate and up in one."""
-    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, intermediate_size=32))
 
 
 def gpt_oss():
@@ -46,7 +41,7 @@ def nemotron():
     return transformers.NemotronHForCausalLM(config)
 
 
-MIXTURES = {"mixtral": mixtral, "gpt_oss": gpt_oss, "nemotron": nemotron}
+MIXTURES = {"mixtral": tiny_mixtral, "gpt_oss": gpt_oss, "nemotron": nemotron}
 
 
 @pytest.fixture(params=MIXTURES)
@@ -126,7 +121,7 @@ def test_beside_a_frozen_residual(make, tmp_path):
 
 
 def test_an_expert_that_nobody_chose_gets_no_gradient():
-    layer = experts_of(get_peft_model(mixtral(), OIALRConfig(target_modules=["experts"])))[0]
+    layer = experts_of(get_peft_model(tiny_mixtral(), OIALRConfig(target_modules=["experts"])))[0]
     x = torch.randn(6, 16, requires_grad=True)
     chosen = torch.tensor([[0, 2]]).expand(6, 2)
     layer(x, chosen, torch.rand(6, 2)).square().sum().backward()
@@ -137,13 +132,13 @@ def test_an_expert_that_nobody_chose_gets_no_gradient():
 
 
 def test_no_tokens_at_all_give_none():
-    layer = experts_of(get_peft_model(mixtral(), OIALRConfig(target_modules=["experts"])))[0]
+    layer = experts_of(get_peft_model(tiny_mixtral(), OIALRConfig(target_modules=["experts"])))[0]
     none = torch.zeros(0, 2)
     assert layer(torch.zeros(0, 16), none.long(), none).shape == (0, 16)
 
 
 def test_quantised_experts_are_left_alone():
-    model = mixtral()
+    model = tiny_mixtral()
     for _, module in fused_of(model):
         module.down_proj = torch.nn.Parameter(module.down_proj.to(torch.float8_e4m3fn), requires_grad=False)
     assert not experts_of(get_peft_model(model, OIALRConfig()))
